@@ -1,0 +1,27 @@
+// The element types that cross the operators.
+#pragma once
+
+#include <cstdint>
+
+namespace mainboard {
+
+enum class DType { f32, f16, bf16, e4m3, e5m2, i32, i64 };
+
+constexpr int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::e4m3:
+    case DType::e5m2:
+      return 1;
+    case DType::i64:
+      return 8;
+  }
+  return 0;
+}
+
+}  // namespace mainboard

@@ -1,0 +1,212 @@
+// Attention for a few query rows (decode): the head dimension lies in the lanes.
+//
+// With so few rows the work is reading K and V once; they are widened in registers and never
+// written anywhere. A score is a dot product, reduced across lanes for eight scores at a time.
+#pragma once
+
+#include "csrc/cpu/tile.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+constexpr int kDotRows = 8;       // most rows this kernel takes
+constexpr int kDotScores = 8;     // dot products in flight
+constexpr int kRowsAtOnce = 4;    // rows that share one reading of a key
+
+// The sums of eight vectors.
+inline void reduce_scores(const Vec* acc, float* to) {
+#if defined(__AVX2__)
+  __m256 pair[4];
+  for (int i = 0; i < 4; ++i) pair[i] = _mm256_hadd_ps(fold(acc[2 * i]), fold(acc[2 * i + 1]));
+  const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
+  const __m256 mixed = _mm256_permute2f128_ps(low, high, 0x21);
+  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
+#else
+  for (int i = 0; i < kDotScores; ++i) to[i] = reduce_add(acc[i]);
+#endif
+}
+
+// scores[r][i] = q[r] . k[i] for R rows and n keys.
+template <int R, class T>
+inline void dot_scores(const char* const* k, int n, int dim, const float* q, float* scores) {
+  constexpr int kKeys = kDotScores / R;
+  for (int i = 0; i < n; i += kKeys) {
+    const T* key[kKeys];
+    for (int j = 0; j < kKeys; ++j) {
+      // Past the last key the last one is repeated; those scores are not read.
+      key[j] = reinterpret_cast<const T*>(k[i + j < n ? i + j : n - 1]);
+    }
+    Vec acc[kDotScores];
+#pragma GCC unroll 8
+    for (int j = 0; j < kDotScores; ++j) acc[j] = zero();
+    for (int d = 0; d < dim; d += kLanes) {
+      Vec operand[kKeys];
+#pragma GCC unroll 8
+      for (int j = 0; j < kKeys; ++j) operand[j] = load(key[j] + d);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec query = load(q + r * dim + d);
+#pragma GCC unroll 8
+        for (int j = 0; j < kKeys; ++j) {
+          acc[r * kKeys + j] = fma(query, operand[j], acc[r * kKeys + j]);
+        }
+      }
+    }
+    float sums[kDotScores];
+    reduce_scores(acc, sums);
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < kKeys; ++j) scores[r * kBlockKeys + i + j] = sums[r * kKeys + j];
+    }
+  }
+}
+
+// o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension.
+template <int R, int NV, class T>
+inline void add_values(const char* const* v, int n, int offset, const float* weights,
+                       const float* keep, float* o, int dim) {
+  Vec acc[R][NV];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
+    }
+  }
+  for (int i = 0; i < n; ++i) {
+    const T* value = reinterpret_cast<const T*>(v[i]) + offset;
+    Vec operand[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) operand[j] = load(value + j * kLanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = set1(weights[r * kBlockKeys + i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) acc[r][j] = fma(weight, operand[j], acc[r][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store(o + r * dim + offset + j * kLanes, acc[r][j]);
+  }
+}
+
+template <int R, class T>
+inline void add_values(const char* const* v, int n, const float* weights, const float* keep,
+                       float* o, int dim) {
+  constexpr int kVecs = kDotScores / R;
+  int offset = 0;
+  for (; offset + kVecs * kLanes <= dim; offset += kVecs * kLanes) {
+    add_values<R, kVecs, T>(v, n, offset, weights, keep, o, dim);
+  }
+  for (; offset < dim; offset += kLanes) {
+    add_values<R, 1, T>(v, n, offset, weights, keep, o, dim);
+  }
+}
+
+struct DotRow {
+  float peak, sum, slope;
+  int64_t position;
+  Span span;
+};
+
+// Softcap, ALiBi, mask and the online softmax on one row's scores of keys [key, key + n).
+inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, float* scores) {
+  const int first = static_cast<int>(clamp(row.span.first - key, 0, n));
+  const int last = static_cast<int>(clamp(row.span.last - key + 1, first, n));
+  for (int i = 0; i < first; ++i) scores[i] = -INFINITY;
+  for (int i = last; i < kBlockKeys; ++i) scores[i] = -INFINITY;
+  if (a.softcap > 0.0f) {
+    const Vec cap = set1(a.softcap), inverse = set1(1.0f / a.softcap);
+    float capped[kBlockKeys];
+    for (int i = 0; i < n; i += kLanes) store(capped + i, cap * tanh(load(scores + i) * inverse));
+    std::memcpy(scores + first, capped + first, sizeof(float) * (last - first));
+  }
+  if (a.alibi_slopes != nullptr) {
+    for (int i = first; i < last; ++i) {
+      scores[i] -= row.slope * std::fabs(static_cast<float>(row.position - key - i));
+    }
+  }
+  Vec top = set1(row.peak);
+  for (int i = 0; i < n; i += kLanes) top = max(top, load(scores + i));
+  const float peak = reduce_max(top);
+  const float reference = peak >= -3.0e38f ? peak : 0.0f;
+  Vec sum = zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const Vec e = exp_nonpositive(load(scores + i) - set1(reference));
+    store(scores + i, e);
+    sum = sum + e;
+  }
+  const float keep = exp_scalar(row.peak - reference);
+  row.sum = row.sum * keep + reduce_add(sum);
+  row.peak = peak;
+  return keep;
+}
+
+// R rows against one block of keys.
+template <int R, class TK, class TV>
+inline void attend_rows(const Attention& a, DotRow* row, int64_t key, int n, const char* const* k,
+                        const char* const* v, const float* q, float* o, float* scores) {
+  float keep[R];
+  dot_scores<R, TK>(k, n, static_cast<int>(a.head_dim), q, scores);
+  for (int r = 0; r < R; ++r) keep[r] = soften_row(a, row[r], key, n, scores + r * kBlockKeys);
+  add_values<R, TV>(v, n, scores, keep, o, static_cast<int>(a.value_dim));
+}
+
+template <class T>
+inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row, const float* q,
+                        float* o, float* scores) {
+  const char* k[kBlockKeys];
+  const char* v[kBlockKeys];
+  const int64_t dim = a.head_dim, value_dim = a.value_dim;
+  for (int64_t key = w.key_begin; key < w.key_end; key += kBlockKeys) {
+    const int n = static_cast<int>(clamp(w.key_end - key, 0, kBlockKeys));
+    key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, k);
+    key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, v);
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      attend_rows<4, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
+    }
+    for (; r + 2 <= rows; r += 2) {
+      attend_rows<2, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
+    }
+    if (r < rows) {
+      attend_rows<1, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
+    }
+  }
+}
+
+inline bool dot_serves(const Attention& a, const WorkItem& w) {
+  return (w.query_end - w.query_begin) * a.group <= kDotRows && a.head_dim % kLanes == 0 &&
+         a.value_dim % kLanes == 0;
+}
+
+inline int64_t dot_scratch_floats(const Attention& a) {
+  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kBlockKeys;
+}
+
+inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
+  const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  float* q = scratch;
+  float* o = q + kDotRows * dim;
+  float* scores = o + kDotRows * value_dim;
+  DotRow row[kDotRows];
+  for (int r = 0; r < rows; ++r) {
+    const int64_t token = w.query_begin + r / a.group;
+    const int64_t head = w.kv_head * a.group + r % a.group;
+    const int64_t position = token + w.sequence.keys - w.sequence.queries;
+    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + r * dim, dim);
+    narrow(q + r * dim, score_scale(a, w.kv_head), q + r * dim, dim);
+    row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
+              visible(a, w, position)};
+  }
+  std::memset(o, 0, sizeof(float) * rows * value_dim);
+  with_type(a.k.dtype, [&](auto* type) {
+    attend_keys<std::remove_pointer_t<decltype(type)>>(a, w, rows, row, q, o, scores);
+  });
+  for (int r = 0; r < rows; ++r) {
+    finish_row(a, w, r, o + r * value_dim, row[r].peak, row[r].sum);
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA

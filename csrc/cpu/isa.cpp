@@ -1,0 +1,106 @@
+// One instruction set's kernels. CMake compiles this file once per set, with that set's flags and
+// its name in MAINBOARD_ISA.
+#include <type_traits>
+
+#include "csrc/cpu/dot.h"
+#include "csrc/cpu/tile.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+static int64_t scratch_floats(const Attention& a) {
+  const int64_t tile = tile_scratch_floats(a), dot = dot_scratch_floats(a);
+  return tile > dot ? tile : dot;
+}
+
+static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+  if (dot_serves(a, w)) {
+    attend_dotted(a, w, scratch);
+  } else {
+    attend_tiled(a, w, scratch);
+  }
+}
+
+// out = sum_p in[p] exp(lse[p]) / sum_p exp(lse[p]). A part whose log-sum-exp is -inf is not read.
+// Returns the log of that denominator; `denominator` starts with a further score's share.
+static float merge_rows(const float* lse, int64_t stride, int64_t parts, float sink, int dim,
+                        DType dtype, const char* const* in, float factor, DType out_dtype,
+                        char* out) {
+  float top = sink;
+  for (int64_t p = 0; p < parts; ++p) top = lse[p * stride] > top ? lse[p * stride] : top;
+  // Nothing anywhere, or NaN: keep a finite reference so that the sums below say which.
+  const float reference = top > -INFINITY ? top : 0.0f;
+  float sum = sink > -INFINITY ? exp_scalar(sink - reference) : 0.0f;
+  for (int64_t p = 0; p < parts; ++p) sum += exp_scalar(lse[p * stride] - reference);
+  const float inverse = sum == 0.0f ? 0.0f : factor / sum;
+  constexpr int kChunk = 16 * kLanes;
+  const int64_t in_size = size_of(dtype), out_size = size_of(out_dtype);
+  for (int begin = 0; begin < dim; begin += kChunk) {
+    const int n = dim - begin < kChunk ? dim - begin : kChunk;
+    float total[kChunk] = {}, line[kChunk];
+    for (int64_t p = 0; p < parts; ++p) {
+      if (lse[p * stride] == -INFINITY) continue;
+      const float weight = exp_scalar(lse[p * stride] - reference) * inverse;
+      widen_row(dtype, in[p] + begin * in_size, line, n);
+      for (int i = 0; i < n; ++i) total[i] += weight * line[i];
+    }
+    narrow_row(total, 1.0f, out_dtype, out + begin * out_size, n);
+  }
+  return sum == 0.0f ? -INFINITY : reference + std::log(sum);
+}
+
+static void merge(const float* lse, int64_t parts, int64_t dim, DType dtype, const char* const* in,
+                  char* out, float* merged_lse) {
+  const float merged = merge_rows(lse, 1, parts, -INFINITY, static_cast<int>(dim), dtype, in, 1.0f,
+                                  dtype, out);
+  if (merged_lse != nullptr) *merged_lse = merged;
+}
+
+static void join(const Attention& a, const Join& j) {
+  const WorkItem& w = j.first;
+  const int64_t rows = (w.query_end - w.query_begin) * a.group, dim = a.value_dim;
+  const int64_t part = rows * (dim + 1);
+  constexpr int64_t kMostParts = 256;
+  const char* in[kMostParts];
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* first = w.partial + row * (dim + 1);
+    for (int64_t p = 0; p < j.parts; ++p) in[p] = reinterpret_cast<const char*>(first + p * part);
+    const int64_t head = w.kv_head * a.group + row % a.group;
+    const int64_t index = w.sequence.query_begin + w.query_begin + row / a.group;
+    const float sink = a.sinks == nullptr ? -INFINITY : a.sinks[head];
+    const float lse = merge_rows(first + dim, part, j.parts, sink, static_cast<int>(dim), DType::f32,
+                                 in, value_scale(a, w.kv_head), a.out.dtype,
+                                 a.out.at(index, 0, head));
+    if (a.lse != nullptr) a.lse[head * a.lse_stride + index] = lse;
+  }
+}
+
+static void copy_row(DType from, const char* source, DType to, char* target, int64_t n,
+                     float factor) {
+  if (from == to) {
+    std::memcpy(target, source, n * size_of(to));
+    return;
+  }
+  constexpr int kChunk = 64;
+  float line[kChunk];
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int count = static_cast<int>(n - i < kChunk ? n - i : kChunk);
+    widen_row(from, source + i * size_of(from), line, count);
+    narrow_row(line, factor, to, target + i * size_of(to), count);
+  }
+}
+
+#define MAINBOARD_TEXT_(x) #x
+#define MAINBOARD_TEXT(x) MAINBOARD_TEXT_(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    MAINBOARD_TEXT(MAINBOARD_ISA),
+    kPanelsPerBlock * kPanel,
+    scratch_floats,
+    attend,
+    join,
+    merge,
+    copy_row,
+};
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -1,0 +1,82 @@
+// Chooses one instruction set's kernels when they are first needed.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "csrc/cpu/kernels.h"
+
+namespace mainboard::cpu {
+
+#define MAINBOARD_ISA(isa)      \
+  namespace isa {               \
+  extern const Kernels kernels; \
+  }
+#include "isa_list.inc"  // one line per compiled set, best first, written by CMake
+#undef MAINBOARD_ISA
+
+namespace {
+
+const Kernels* const kCompiled[] = {
+#define MAINBOARD_ISA(isa) &isa::kernels,
+#include "isa_list.inc"
+#undef MAINBOARD_ISA
+};
+
+bool runs_here(const std::string& isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa == "avx512") {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma");
+  }
+  if (isa == "avx2") {
+    // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }
+#endif
+  return isa == "baseline";
+}
+
+const Kernels& choose() {
+  const char* name = std::getenv("MAINBOARD_CPU_ISA");
+  const bool named = name != nullptr && *name != '\0';
+  std::string usable;
+  for (const Kernels* kernels : kCompiled) {
+    if (!runs_here(kernels->name)) continue;
+    if (!named || kernels->name == std::string(name)) return *kernels;
+    usable += std::string(" ") + kernels->name;
+  }
+  throw std::invalid_argument(std::string("MAINBOARD_CPU_ISA is ") + name +
+                              ", which is not compiled in or does not run on this processor; "
+                              "usable here:" + usable);
+}
+
+}  // namespace
+
+const Kernels* find_kernels(const char* name) {
+  for (const Kernels* kernels : kCompiled) {
+    if (kernels->name == std::string(name) && runs_here(kernels->name)) return kernels;
+  }
+  return nullptr;
+}
+
+const Kernels& active_kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace mainboard::cpu
+
+// What Python asks without a tensor.
+#define MAINBOARD_EXPORT extern "C" __attribute__((visibility("default")))
+MAINBOARD_EXPORT int mainboard_cpu_runs(const char* isa) {
+  return mainboard::cpu::find_kernels(isa) != nullptr;
+}
+MAINBOARD_EXPORT const char* mainboard_cpu_isa() {
+  try {
+    return mainboard::cpu::active_kernels().name;
+  } catch (const std::invalid_argument&) {
+    return "";  // the first operator called says why
+  }
+}

@@ -1,0 +1,81 @@
+// What crosses from the host code, compiled once, to the kernels, compiled per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/common/dtype.h"
+
+namespace mainboard::cpu {
+
+// Rows of one head dimension, addressed by two indices. Strides are in elements.
+struct Rows {
+  char* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t outer = 0;  // token, or page
+  int64_t inner = 0;  // slot within a page
+  int64_t head = 0;
+
+  char* at(int64_t o, int64_t i, int64_t h) const {
+    return data + (o * outer + i * inner + h * head) * size_of(dtype);
+  }
+};
+
+// Positions are key positions: query t of a sequence stands at t + keys - queries.
+struct Sequence {
+  int64_t query_begin;  // first token in q
+  int64_t queries;
+  int64_t key_begin;  // first token in dense k and v
+  int64_t keys;
+  const int32_t* pages;  // null for dense k and v
+};
+
+constexpr int64_t kUnbounded = int64_t{1} << 40;
+
+struct Attention {
+  Rows q, k, v, out;
+  float* lse = nullptr;  // [heads, tokens], or null
+  int64_t lse_stride = 0;
+  int64_t page_size = 1;
+  int64_t heads = 0, kv_heads = 0, group = 0;
+  int64_t head_dim = 0, value_dim = 0;
+  float scale = 1.0f, softcap = 0.0f;
+  int64_t left = kUnbounded, right = kUnbounded;  // inclusive window around a query's position
+  const float* alibi_slopes = nullptr;            // [heads]
+  const float* sinks = nullptr;                   // [heads]
+  const float* k_scale = nullptr;                 // [1] or [kv_heads]
+  const float* v_scale = nullptr;
+  int64_t k_scale_stride = 0, v_scale_stride = 0;
+};
+
+// One block of queries of one key-value head against one range of keys.
+struct WorkItem {
+  Sequence sequence;
+  int64_t kv_head;
+  int64_t query_begin, query_end;  // within the sequence
+  int64_t key_begin, key_end;
+  float* partial;  // null, or rows x (value_dim + 1): output and log-sum-exp of this range
+};
+
+// The partial results of one block of queries, to be joined.
+struct Join {
+  WorkItem first;  // parts lie one behind another from first.partial
+  int64_t parts;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t block_rows;  // queries times group that one work item should hold
+  int64_t (*scratch_floats)(const Attention&);
+  void (*attend)(const Attention&, const WorkItem&, float* scratch);
+  void (*join)(const Attention&, const Join&);
+  void (*merge)(const float* lse, int64_t parts, int64_t dim, DType dtype, const char* const* in,
+                char* out, float* merged_lse);
+  // Rounds one row of `from` into `to`'s format, multiplied by `factor` when the formats differ.
+  void (*copy_row)(DType from, const char* source, DType to, char* target, int64_t n, float factor);
+};
+
+// The kernels chosen for this processor, or by name; null when `name` is not usable here.
+const Kernels* find_kernels(const char* name);
+const Kernels& active_kernels();
+
+}  // namespace mainboard::cpu

@@ -1,0 +1,116 @@
+// Moving rows between their stored type and float32, and what both attention kernels share.
+#pragma once
+
+#include "csrc/cpu/exponential.h"
+#include "csrc/cpu/kernels.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+// Calls `body(static_cast<T*>(nullptr))` with the element type that `dtype` names.
+template <class Body>
+inline void with_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(static_cast<float*>(nullptr));
+    case DType::f16:
+      return body(static_cast<Float16*>(nullptr));
+    case DType::bf16:
+      return body(static_cast<BFloat16*>(nullptr));
+    case DType::e4m3:
+      return body(static_cast<Float8E4M3*>(nullptr));
+    case DType::e5m2:
+      return body(static_cast<Float8E5M2*>(nullptr));
+    default:
+      return;  // integers are refused before a kernel is called
+  }
+}
+
+// Rounds float32 into T one element at a time: for the formats that have no vector store.
+template <class T>
+inline void narrow_each(const float* from, float factor, T* to, int n) {
+  for (int i = 0; i < n; ++i) to[i] = T::from_float(from[i] * factor);
+}
+inline void narrow(const float* from, float factor, Float8E4M3* to, int n) {
+  narrow_each(from, factor, to, n);
+}
+inline void narrow(const float* from, float factor, Float8E5M2* to, int n) {
+  narrow_each(from, factor, to, n);
+}
+
+inline void widen_row(DType dtype, const char* from, float* to, int n) {
+  with_type(dtype, [&](auto* type) {
+    widen(reinterpret_cast<decltype(type)>(const_cast<char*>(from)), to, n);
+  });
+}
+inline void narrow_row(const float* from, float factor, DType dtype, char* to, int n) {
+  with_type(dtype, [&](auto* type) { narrow(from, factor, reinterpret_cast<decltype(type)>(to), n); });
+}
+
+// Where key `position` of a sequence is stored.
+inline const char* key_row(const Rows& rows, const Sequence& s, int64_t page_size, int64_t position,
+                           int64_t head) {
+  if (s.pages == nullptr) return rows.at(s.key_begin + position, 0, head);
+  return rows.at(s.pages[position / page_size], position % page_size, head);
+}
+
+inline void key_rows(const Rows& rows, const Sequence& s, int64_t page_size, int64_t position,
+                     int64_t head, int n, const char** to) {
+  for (int i = 0; i < n; ++i) to[i] = key_row(rows, s, page_size, position + i, head);
+}
+
+// The scale of a query head's scores: the softmax scale and the cache's, in one factor.
+inline float score_scale(const Attention& a, int64_t kv_head) {
+  return a.k_scale == nullptr ? a.scale : a.scale * a.k_scale[kv_head * a.k_scale_stride];
+}
+inline float value_scale(const Attention& a, int64_t kv_head) {
+  return a.v_scale == nullptr ? 1.0f : a.v_scale[kv_head * a.v_scale_stride];
+}
+
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
+// The keys [first, last] that the query at `position` may see; empty when last < first.
+struct Span {
+  int64_t first, last;
+};
+inline Span visible(const Attention& a, const WorkItem& w, int64_t position) {
+  const int64_t first = position - a.left, last = position + a.right;
+  return {first < w.key_begin ? w.key_begin : first, last >= w.key_end ? w.key_end - 1 : last};
+}
+
+inline float exp_scalar(float x) {
+  float lane[kLanes];
+  store(lane, exp_nonpositive(set1(x)));
+  return lane[0];
+}
+
+// Writes one finished row: `sum` is of exp(score - peak), `output` its weighted values.
+// `row` counts token-major, heads of the group inner.
+inline void finish_row(const Attention& a, const WorkItem& w, int64_t row, const float* output,
+                       float peak, float sum) {
+  const int64_t token = w.query_begin + row / a.group;
+  const int64_t head = w.kv_head * a.group + row % a.group;
+  const int dim = static_cast<int>(a.value_dim);
+  if (w.partial != nullptr) {
+    float* part = w.partial + row * (dim + 1);
+    narrow(output, sum > 0.0f ? 1.0f / sum : (sum == sum ? 0.0f : sum), part, dim);
+    part[dim] = sum == 0.0f ? -INFINITY : peak + std::log(sum);
+    return;
+  }
+  float factor = 1.0f;
+  if (a.sinks != nullptr) {  // one more score, which brings no value
+    const float sink = a.sinks[head], top = peak > sink ? peak : sink;
+    factor = sum == 0.0f ? 0.0f : exp_scalar(peak - top);
+    sum = sum * factor + exp_scalar(sink - top);
+    peak = top;
+  }
+  const float weight = sum == 0.0f ? 0.0f : factor * value_scale(a, w.kv_head) / sum;
+  const int64_t index = w.sequence.query_begin + token;
+  narrow_row(output, weight, a.out.dtype, a.out.at(index, 0, head), dim);
+  if (a.lse != nullptr) {
+    a.lse[head * a.lse_stride + index] = sum == 0.0f ? -INFINITY : peak + std::log(sum);
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA

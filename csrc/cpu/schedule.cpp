@@ -1,0 +1,154 @@
+#include "csrc/cpu/schedule.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace mainboard::cpu {
+namespace {
+
+constexpr int64_t kKeyGrain = 64;       // ranges of keys begin at multiples of this
+constexpr int64_t kFewestKeys = 256;    // a smaller range is not worth joining
+constexpr int64_t kFixedKeys = 2048;    // range of the deterministic mode
+constexpr int64_t kMostParts = 256;
+constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+[[noreturn]] void refuse(const std::string& entry, int64_t value, const std::string& expected) {
+  throw std::invalid_argument(entry + " is " + std::to_string(value) + "; expected " + expected);
+}
+
+std::string at(const char* name, int64_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+// Reading a key costs about as much as eight rows of arithmetic on it.
+int64_t cost_per_key(const Attention& a, const WorkItem& w) {
+  return std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
+}
+int64_t cost(const Attention& a, const WorkItem& w) {
+  return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
+}
+
+// The keys that some query of the block can see.
+void narrow_keys(const Attention& a, WorkItem* w) {
+  const int64_t shift = w->sequence.keys - w->sequence.queries;
+  const int64_t first = std::max<int64_t>(0, w->query_begin + shift - a.left);
+  const int64_t last = std::min(w->sequence.keys - 1, w->query_end - 1 + shift + a.right);
+  w->key_begin = first / kKeyGrain * kKeyGrain;
+  w->key_end = std::max(w->key_begin, last + 1);
+}
+
+void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows,
+                std::vector<WorkItem>* items) {
+  const int64_t most = std::max<int64_t>(1, block_rows / a.group);
+  const int64_t blocks = divide_up(s.queries, most);
+  for (int64_t head = 0; head < a.kv_heads; ++head) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      WorkItem w{s, head, block * most, std::min(s.queries, (block + 1) * most), 0, 0, nullptr};
+      narrow_keys(a, &w);
+      items->push_back(w);
+    }
+  }
+}
+
+int64_t part_floats(const Attention& a, const WorkItem& w) {
+  return (w.query_end - w.query_begin) * a.group * (a.value_dim + 1);
+}
+
+// Keys per part so that no item costs more than `budget`; the whole range when it is cheap enough.
+int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, bool deterministic) {
+  const int64_t keys = w.key_end - w.key_begin;
+  int64_t part = kFixedKeys;
+  if (!deterministic) {
+    if (cost(a, w) <= budget) return keys;
+    part = std::max(kFewestKeys, budget / cost_per_key(a, w));
+  }
+  part = std::max(part, divide_up(keys, kMostParts));
+  return divide_up(part, kKeyGrain) * kKeyGrain;
+}
+
+void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
+  int64_t total = 0;
+  for (const WorkItem& w : plan->items) total += cost(a, w);
+  const int64_t budget = total / (threads * kItemsPerThread) + 1;
+  const size_t whole = plan->items.size();
+  int64_t floats = 0;
+  for (size_t i = 0; i < whole; ++i) {
+    const WorkItem w = plan->items[i];
+    const int64_t part = keys_per_part(a, w, budget, deterministic);
+    const int64_t parts = part == 0 ? 1 : divide_up(w.key_end - w.key_begin, part);
+    if (parts <= 1) continue;
+    plan->joins.push_back({w, parts});
+    for (int64_t p = 0; p < parts; ++p) {
+      WorkItem piece = w;
+      piece.key_begin = w.key_begin + p * part;
+      piece.key_end = std::min(w.key_end, piece.key_begin + part);
+      // An offset for now: the memory may still move.
+      piece.partial = reinterpret_cast<float*>((floats + 1) * sizeof(float));
+      floats += part_floats(a, w);
+      if (p == 0) {
+        plan->joins.back().first.partial = piece.partial;
+        plan->items[i] = piece;
+      } else {
+        plan->items.push_back(piece);
+      }
+    }
+  }
+  if (static_cast<int64_t>(plan->partial.size()) < floats) plan->partial.resize(floats);
+  auto place = [&](WorkItem& w) {
+    if (w.partial == nullptr) return;
+    w.partial = plan->partial.data() + reinterpret_cast<uintptr_t>(w.partial) / sizeof(float) - 1;
+  };
+  for (WorkItem& w : plan->items) place(w);
+  for (Join& j : plan->joins) place(j.first);
+}
+
+}  // namespace
+
+Sequence read_sequence(const Batch& b, int64_t i) {
+  Sequence s{};
+  s.query_begin = b.cu_queries[i];
+  s.queries = b.cu_queries[i + 1] - s.query_begin;
+  if (s.queries < 0 || s.query_begin < 0 || s.query_begin + s.queries > b.query_tokens) {
+    refuse(at("cu_seqlens_q", i + 1), b.cu_queries[i + 1],
+           "ascending offsets from 0 to " + std::to_string(b.query_tokens));
+  }
+  int64_t room = b.table == nullptr ? b.key_tokens : b.table_width * b.page_size;
+  if (b.cu_keys != nullptr) {
+    s.key_begin = b.cu_keys[i];
+    s.keys = b.cu_keys[i + 1] - s.key_begin;
+    if (b.table == nullptr) room -= s.key_begin;
+    if (s.keys < 0 || s.key_begin < 0 || s.keys > room) {
+      refuse(at("cu_seqlens_k", i + 1), b.cu_keys[i + 1], "ascending offsets within the keys");
+    }
+  }
+  if (b.used_keys != nullptr) {
+    s.keys = b.used_keys[i];
+    if (s.keys < 0 || s.keys > room) {
+      refuse(at("seqused_k", i), s.keys, "0 to " + std::to_string(room));
+    }
+  }
+  if (b.table == nullptr) return s;
+  s.pages = b.table + i * b.table_stride;
+  for (int64_t page = 0; page * b.page_size < s.keys; ++page) {
+    if (s.pages[page] < 0 || s.pages[page] >= b.pages) {
+      refuse(at("block_table", i) + "[" + std::to_string(page) + "]", s.pages[page],
+             "0 to " + std::to_string(b.pages - 1));
+    }
+  }
+  return s;
+}
+
+void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64_t threads,
+               bool deterministic, Plan* plan) {
+  plan->items.clear();
+  plan->joins.clear();
+  for (int64_t i = 0; i < batch.size; ++i) {
+    add_blocks(a, read_sequence(batch, i), block_rows, &plan->items);
+  }
+  split_keys(a, threads, deterministic, plan);
+  std::sort(plan->items.begin(), plan->items.end(),
+            [&](const WorkItem& x, const WorkItem& y) { return cost(a, x) > cost(a, y); });
+}
+
+}  // namespace mainboard::cpu

@@ -1,0 +1,35 @@
+// Splits one attention call into work items of about equal cost.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csrc/cpu/kernels.h"
+
+namespace mainboard::cpu {
+
+struct Batch {
+  int64_t size = 0;
+  int64_t query_tokens = 0, key_tokens = 0;  // rows of q and of dense k
+  const int32_t* cu_queries = nullptr;       // [size + 1]
+  const int32_t* cu_keys = nullptr;          // [size + 1], or null
+  const int32_t* used_keys = nullptr;        // [size], or null
+  const int32_t* table = nullptr;            // [size, table_width], or null
+  int64_t table_stride = 0, table_width = 0, pages = 0, page_size = 1;
+};
+
+struct Plan {
+  std::vector<WorkItem> items;  // dearest first
+  std::vector<Join> joins;
+  std::vector<float> partial;  // what the items with partial results write to
+};
+
+// Reads one sequence, or throws std::invalid_argument naming the entry that cannot be right.
+Sequence read_sequence(const Batch&, int64_t index);
+
+// Fills `plan`, reusing its memory. With `deterministic`, how a sequence is split depends on that
+// sequence alone; otherwise also on the rest of the batch and on `threads`.
+void make_plan(const Attention&, const Batch&, int64_t block_rows, int64_t threads,
+               bool deterministic, Plan* plan);
+
+}  // namespace mainboard::cpu

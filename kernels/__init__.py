@@ -1,0 +1,33 @@
+"""Operators, their reference, and the compiled kernels that implement them.
+
+Everything is reached from here: `attention`, `reshape_and_cache`, `merge_attention_states`, the
+flash-attention call forms in `mainboard.kernels.flash_attn`, and `status()`. Importing this package
+imports torch when the first of them is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mainboard.kernels.library import status as status
+    from mainboard.kernels.ops import attention as attention
+    from mainboard.kernels.ops import merge_attention_states as merge_attention_states
+    from mainboard.kernels.ops import reshape_and_cache as reshape_and_cache
+
+_HOMES = {
+    "attention": "mainboard.kernels.ops",
+    "merge_attention_states": "mainboard.kernels.ops",
+    "reshape_and_cache": "mainboard.kernels.ops",
+    "status": "mainboard.kernels.library",
+}
+
+__all__ = ["attention", "merge_attention_states", "reshape_and_cache", "status"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mainboard.kernels' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

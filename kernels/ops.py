@@ -1,0 +1,188 @@
+"""The operators as people call them: defaults filled in, arguments checked, outputs allocated.
+
+Under each is `torch.ops.mainboard.<name>`, which PyTorch dispatches by device and which engines may
+call directly.
+"""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from mainboard.kernels import check, library, schema, validate
+
+__all__ = ["attention", "merge_attention_states", "reshape_and_cache"]
+
+library.load()
+
+_CHECK_VALUES = os.environ.get("MAINBOARD_CHECK", "0") not in ("", "0")
+_OPS = torch.ops.mainboard
+assert set(schema.SCHEMAS) == set(__all__), "an operator lacks its public call"
+
+
+def _scale(value: float | Tensor | None, like: Tensor) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.full((1,), float(value), dtype=torch.float32, device=like.device)
+
+
+def _refuse_gradients(*inputs: Tensor) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError(
+            "attention has no backward, and an input requires gradients; "
+            "call it under torch.no_grad() or torch.inference_mode()"
+        )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+    window: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    k_scale: float | Tensor | None = None,
+    v_scale: float | Tensor | None = None,
+    out: Tensor | None = None,
+    return_lse: bool = False,
+    deterministic: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over a batch of sequences of any lengths: prefill, decode or both in one call.
+
+    Scores are `softmax_scale * q . k`, then `softcap * tanh(s / softcap)`, then ALiBi's
+    `-slope * |i + Lk - Lq - j|`, then the mask. Queries stand at the end of their keys.
+
+    Args:
+        q: `[tokens, heads, head_dim]`, float32, float16 or bfloat16.
+        k: `[tokens, kv_heads, head_dim]`; with `block_table` a cache
+            `[pages, page_size, kv_heads, head_dim]`, page_size a multiple of 16, of any strides
+            but a contiguous last dimension. q's dtype, or float8_e4m3fn or float8_e5m2.
+        v: as `k`; its last dimension may differ.
+        cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
+        cu_seqlens_k: the same for dense `k` and `v`.
+        seqused_k: `[sequences]` int32, keys in use; required with a cache unless `cu_seqlens_k`
+            gives the lengths.
+        block_table: `[sequences, pages]` int32; entries past the last used page are not read.
+        max_seqlen_q: an upper bound on the queries of one sequence.
+        max_seqlen_k: an upper bound on its keys.
+        softmax_scale: 1 / sqrt(head_dim) by default.
+        causal: a query sees keys up to its own position.
+        window: keys seen to the left and right of a query's position, inclusive; -1 is unbounded.
+        softcap: 0 is off.
+        alibi_slopes: `[heads]` float32.
+        sinks: `[heads]` float32, one more score per head that brings no value.
+        k_scale: what a cached key is multiplied by; a number, or float32 `[1]` or `[kv_heads]`.
+        v_scale: the same for values.
+        out: `[tokens, heads, value_dim]` of q's dtype to write into.
+        return_lse: also return the natural log of the softmax denominator, sinks included.
+        deterministic: bits depend on a sequence alone, not on the rest of the batch.
+
+    Returns:
+        `out`, or `(out, lse)` with `lse` `[heads, tokens]` float32. A query that sees nothing
+        gives zeros, and -inf unless it has a sink.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit, or (where reading them costs no
+            synchronisation, or with `MAINBOARD_CHECK=1`) lengths and pages out of range.
+        RuntimeError: gradients are required.
+    """
+    k_scale, v_scale = _scale(k_scale, q), _scale(v_scale, q)
+    validate.attention(
+        q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
+        window, softcap, alibi_slopes, sinks, k_scale, v_scale,
+    )  # fmt: skip
+    _refuse_gradients(q, k, v)
+    if _CHECK_VALUES:
+        check.lengths(q, k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
+    if out is None:
+        out = q.new_empty((q.shape[0], q.shape[1], v.shape[-1]))
+    lse = None
+    if return_lse:
+        lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    if softmax_scale is None:
+        softmax_scale = 1.0 / math.sqrt(q.shape[-1])
+    _OPS.attention(
+        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
+        max_seqlen_q, max_seqlen_k, softmax_scale, causal, window[0], window[1], softcap,
+        alibi_slopes, sinks, k_scale, v_scale, deterministic,
+    )  # fmt: skip
+    return out if lse is None else (out, lse)
+
+
+def reshape_and_cache(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: float | Tensor | None = None,
+    v_scale: float | Tensor | None = None,
+) -> None:
+    """Write new keys and values into the pages of a cache.
+
+    Args:
+        key: `[tokens, kv_heads, head_dim]`.
+        value: `[tokens, kv_heads, value_dim]`.
+        key_cache: `[pages, page_size, kv_heads, head_dim]` of key's dtype, or fp8.
+        value_cache: the same for values.
+        slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
+        k_scale: what an fp8 key will be multiplied by when read; a number, `[1]` or `[kv_heads]`.
+        v_scale: the same for values.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit.
+    """
+    k_scale, v_scale = _scale(k_scale, key), _scale(v_scale, key)
+    validate.reshape_and_cache(
+        key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale
+    )
+    if _CHECK_VALUES:
+        check.slots(key_cache, slot_mapping)
+    _OPS.reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
+
+
+def merge_attention_states(
+    a: Tensor,
+    a_lse: Tensor,
+    b: Tensor,
+    b_lse: Tensor,
+    *,
+    out: Tensor | None = None,
+    out_lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Join attention over two disjoint sets of keys into attention over both.
+
+    Args:
+        a: `[tokens, heads, dim]`; where `a_lse` is -inf it is not read.
+        a_lse: `[heads, tokens]` float32, natural log.
+        b: as `a`.
+        b_lse: as `a_lse`.
+        out: where to write the result.
+        out_lse: where to write its log-sum-exp.
+
+    Returns:
+        The joined result and its log-sum-exp.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit.
+    """
+    out = torch.empty_like(a) if out is None else out
+    out_lse = a_lse.new_empty(a_lse.shape) if out_lse is None else out_lse
+    validate.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
+    _OPS.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
+    return out, out_lse

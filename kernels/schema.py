@@ -1,0 +1,40 @@
+"""The operators' schemas, declared once under `torch.ops.mainboard`.
+
+Compiled libraries, Triton kernels and vendors only implement them, for their dispatch key; PyTorch's
+dispatcher chooses by device. Without an implementation the plain-PyTorch reference runs.
+"""
+
+import torch
+
+from mainboard.kernels import reference
+
+SCHEMAS = {
+    "attention": (
+        "(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!)? lse, Tensor cu_seqlens_q, "
+        "Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, SymInt max_seqlen_q, "
+        "SymInt max_seqlen_k, float softmax_scale, bool causal, int window_left, int window_right, "
+        "float softcap, Tensor? alibi_slopes, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, "
+        "bool deterministic) -> ()"
+    ),
+    "reshape_and_cache": (
+        "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+        "Tensor slot_mapping, Tensor? k_scale, Tensor? v_scale) -> ()"
+    ),
+    "merge_attention_states": (
+        "(Tensor(a!) out, Tensor(b!)? out_lse, Tensor a, Tensor a_lse, Tensor b, Tensor b_lse) "
+        "-> ()"
+    ),
+}
+
+# Kept alive: a Library that is collected takes its operators with it.
+_LIBRARY = torch.library.Library("mainboard", "DEF")
+
+
+def _nothing(*_: object) -> None:
+    """Every operator writes into its arguments, so a fake kernel has nothing to compute."""
+
+
+for _name, _schema in SCHEMAS.items():
+    _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mainboard::{_name}", _nothing, lib=_LIBRARY)

@@ -1,0 +1,23 @@
+"""The board that other people's silicon plugs into.
+
+`mainboard.platforms.current_platform` is what this program runs on, and
+`mainboard.kernels.attention` runs attention on its compiled kernels. Importing this package
+imports neither torch nor any plugin.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mainboard.models import ModelRegistry as ModelRegistry
+
+__version__ = "0.1.0"
+
+__all__ = ["ModelRegistry", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ModelRegistry":
+        from mainboard.models import ModelRegistry
+
+        return ModelRegistry
+    raise AttributeError(f"module 'mainboard' has no attribute {name!r}")
