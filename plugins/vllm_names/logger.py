@@ -1,0 +1,100 @@
+"""vLLM's logger: `init_logger`, its `*_once` methods and its logging configuration.
+
+Imported only when a plugin asks for it, and configures the logger `vllm` alone.
+"""
+
+import logging
+import logging.config
+import os
+from functools import cache
+from types import MethodType
+from typing import Any
+
+__all__ = ["DEFAULT_LOGGING_CONFIG", "init_logger", "logger"]
+
+_FORMAT = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
+_DATE_FORMAT = "%m-%d %H:%M:%S"
+
+# A plain dictionary that plugins edit in place and hand to `logging.config` themselves. It writes
+# to stderr, where vLLM writes to stdout: stdout belongs to the program that loads the plugins.
+DEFAULT_LOGGING_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "vllm": {
+            "class": "mainboard.plugins.vllm_names.logging_utils.NewLineFormatter",
+            "datefmt": _DATE_FORMAT,
+            "format": os.environ.get("VLLM_LOGGING_PREFIX", "") + _FORMAT,
+        }
+    },
+    "handlers": {
+        "vllm": {
+            "class": "logging.StreamHandler",
+            "formatter": "vllm",
+            "level": os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper(),
+            "stream": "ext://sys.stderr",
+        }
+    },
+    "loggers": {"vllm": {"handlers": ["vllm"], "level": "DEBUG", "propagate": False}},
+}
+
+
+class _VllmLogger(logging.Logger):
+    """What `init_logger` returns, for annotations: a logger with four more methods."""
+
+    def debug_once(self, message: object, *args: object, **options: Any) -> None:
+        """Log at debug level unless the same was logged before."""
+        _log_once(self, logging.DEBUG, message, args, options)
+
+    def info_once(self, message: object, *args: object, **options: Any) -> None:
+        """Log at info level unless the same was logged before."""
+        _log_once(self, logging.INFO, message, args, options)
+
+    def warning_once(self, message: object, *args: object, **options: Any) -> None:
+        """Log a warning unless the same was logged before."""
+        _log_once(self, logging.WARNING, message, args, options)
+
+    def error_once(self, message: object, *args: object, **options: Any) -> None:
+        """Log an error unless the same was logged before."""
+        _log_once(self, logging.ERROR, message, args, options)
+
+
+_seen: set[tuple[str, int, str]] = set()
+
+
+def _log_once(
+    target: logging.Logger,
+    level: int,
+    message: object,
+    args: tuple[object, ...],
+    options: dict[str, Any],
+) -> None:
+    # vLLM's argument that restricts a message to some ranks; there is no engine, so no rank, here.
+    options.pop("scope", None)
+    key = (target.name, level, str(message) % args if args else str(message))
+    if key not in _seen:
+        _seen.add(key)
+        # Three frames up is the caller: this function and the method stand between.
+        target.log(level, message, *args, **{"stacklevel": 3, **options})
+
+
+def init_logger(name: str) -> _VllmLogger:
+    """The logger of this name, with `debug_once`, `info_once`, `warning_once`, `error_once`."""
+    target: Any = logging.getLogger(name)
+    for method in ("debug_once", "info_once", "warning_once", "error_once"):
+        if not hasattr(target, method):
+            setattr(target, method, MethodType(getattr(_VllmLogger, method), target))
+    result: _VllmLogger = target
+    return result
+
+
+@cache
+def _configure() -> None:
+    """Give the logger `vllm` its handler, unless the program already has, or forbids it."""
+    if os.environ.get("VLLM_CONFIGURE_LOGGING", "1") == "0" or logging.getLogger("vllm").handlers:
+        return
+    logging.config.dictConfig(DEFAULT_LOGGING_CONFIG)
+
+
+_configure()
+logger = init_logger("vllm.logger")
