@@ -10,6 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mainboard.platforms.candidates import (
+        builtin_platform_plugins as builtin_platform_plugins,
+    )
     from mainboard.platforms.decision import Selection as Selection
     from mainboard.platforms.interface import CpuArchEnum as CpuArchEnum
     from mainboard.platforms.interface import DeviceCapability as DeviceCapability

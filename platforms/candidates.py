@@ -14,9 +14,10 @@ from typing import Any
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
 from mainboard.plugins.alias import is_real_vllm_loaded
 from mainboard.plugins.entry_points import EntryPoint
-from mainboard.plugins.log import get_logger
 from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP, plugins_of
+from mainboard.plugins.log import get_logger
 from mainboard.plugins.plugin import Plugin, PluginState
+from mainboard.plugins.turn import entered
 from mainboard.plugins.watch import watched
 
 __all__ = [
@@ -49,8 +50,7 @@ class Fault(Exception):
 class Candidate:
     """Something that may become `current_platform`."""
 
-    # Built-in probes bound their own slow calls.
-    foreign = True
+    _watch = staticmethod(watched)
     remedy = "This is a fault of Mainboard: please report it with the output of `mainboard doctor`."
 
     def __init__(self, name: str, provider: str, title: str) -> None:
@@ -87,13 +87,13 @@ class Candidate:
     def _guarded(self, code: str, what: str, step: Callable[[], Any]) -> Any:
         """Run a step that may run foreign code; what it raises becomes the verdict."""
         try:
-            with watched(self.title, timed=self.foreign):
+            with self._watch(self.title):
                 return step()
         except KeyboardInterrupt:
             raise
         except Fault as fault:
             self._fail(fault.code, str(fault), fault.__cause__)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             value = f" ({self.verdict.value})" if self.verdict.value else ""
             reason = f"{self.title}{value} {what}: {type(error).__name__}: {error}."
             self._fail(code, reason, error)
@@ -114,7 +114,8 @@ class Candidate:
 class BuiltInCandidate(Candidate):
     """A platform of Mainboard's own; its module's `probe()` answers."""
 
-    foreign = False
+    # Built-in probes bound their own slow calls.
+    _watch = staticmethod(entered)
 
     def __init__(self, name: str) -> None:
         super().__init__(name, BUILT_IN, f"built-in platform {name!r}")
@@ -226,11 +227,11 @@ def import_class(path: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise Fault("module_missing", f"there is no module {error.name!r}.") from error
-    try:
-        for part in name.split("."):
+    for part in name.split("."):
+        try:
             found = getattr(found, part)
-    except AttributeError as error:
-        raise Fault("class_missing", _missing(found, part)) from error
+        except AttributeError as error:
+            raise Fault("class_missing", _missing(found, part)) from error
     return found
 
 

@@ -130,14 +130,16 @@ def _requested(candidates: tuple[Verdict, ...], request: Request) -> Selection:
         reason = f"{request.setting} asks for {named[0].label}."
         warnings = _namesakes(candidates, named[0], request)
         return Selection(named[0], "requested", reason, candidates, warnings, request)
-    error: PlatformError
-    if not named:
-        error = _unknown(candidates, request)
-    elif len(named) > 1:
-        error = _ambiguous(named, request)
-    else:
-        error = _unusable(named[0], request)
+    error = _refusal(named, candidates, request)
     return Selection(None, "requested", str(error), candidates, (), request, error)
+
+
+def _refusal(
+    named: Sequence[Verdict], candidates: Sequence[Verdict], request: Request
+) -> PlatformError:
+    if not named:
+        return _unknown(candidates, request)
+    return _ambiguous(named, request) if len(named) > 1 else _unusable(named[0], request)
 
 
 def _namesakes(candidates: Sequence[Verdict], chosen: Verdict, request: Request) -> tuple[str, ...]:
@@ -150,10 +152,10 @@ def _namesakes(candidates: Sequence[Verdict], chosen: Verdict, request: Request)
 
 
 def _fallbacks(candidates: Sequence[Verdict], chosen: Verdict) -> tuple[str, ...]:
-    """An out-of-tree platform was installed to be used: say so when it is not."""
+    """What comes before the chosen one was there to be used: say so when it could not be."""
     return tuple(
-        f"Platform {chosen.label} is used although {verdict.label} is installed: {verdict.reason}"
-        f" {verdict.remedy or ''}".rstrip()
+        f"Platform {chosen.label} is used because {verdict.label} ({verdict.provider}) failed:"
+        f" {verdict.reason} {verdict.remedy or ''}".rstrip()
         for verdict in candidates
         if verdict.state is State.FAILED and verdict is not chosen
     )

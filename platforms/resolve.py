@@ -10,9 +10,9 @@ from mainboard.errors import PlatformError
 from mainboard.platforms.candidates import Candidate, candidates
 from mainboard.platforms.decision import Request, Selection, answers_to, decide, request_from
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
+from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP, load_plugins_by_group
 from mainboard.plugins.log import get_logger
-from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP, load_plugins_by_group, turn
-from mainboard.plugins.watch import running
+from mainboard.plugins.turn import running, turn
 from mainboard.plugins.worker import PARENT_PLATFORM
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def use_platform(platform: "str | Platform") -> Iterator["Platform"]:
 def adopt(platform: "Platform | None") -> None:
     """Use this object as `current_platform`; None forgets the choice until it is needed again."""
     with turn():
-        _put(platform and _replaced(platform, "It was put in the place of the chosen one."))
+        reason = "It was put in the place of the chosen one."
+        _put(None if platform is None else _replaced(platform, reason))
 
 
 def forget() -> None:

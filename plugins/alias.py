@@ -79,8 +79,9 @@ class _Finder:
             raise ModuleNotFoundError(_explain(fullname), path=alias_table.__file__)
         from importlib.machinery import ModuleSpec
 
-        spec = ModuleSpec(fullname, self, origin=alias_table.__file__, is_package=True)
-        return spec
+        # Not a subclass of `importlib.abc.Loader`, whose module would be imported for it.
+        loader: Any = self
+        return ModuleSpec(fullname, loader, origin=alias_table.__file__, is_package=True)
 
     def create_module(self, spec: "ModuleSpec") -> ModuleType:
         """An alias with nothing in it yet."""

@@ -66,8 +66,8 @@ class Cache:
         self.file: str | None = None
         self._paths = tuple(paths)
         interpreter = f"{sys.implementation.cache_tag} {sys.prefix}"
-        self._key = [f"interpreter\t{interpreter}"]
-        self._key += [f"path\t{signature(path)}\t{path}" for path in paths]
+        self._key: list[tuple[str, ...]] = [("interpreter", interpreter)]
+        self._key += [("path", signature(path), path) for path in paths]
         if folder is not None:
             name = "\n".join((interpreter, *paths)).encode("utf-8", "surrogateescape")
             self.file = os.path.join(folder, "plugins", f"{zlib.crc32(name):08x}.txt")
@@ -89,12 +89,12 @@ class Cache:
         head, _, body = content.partition(b"\n")
         if head != f"{_TITLE} {zlib.crc32(body):08x}".encode():
             return None, "ignored: damaged, or written by another version"
-        lines = body.decode("utf-8", "surrogateescape").split("\n")
-        if lines[: len(self._key)] != self._key:
+        text = body.decode("utf-8", "surrogateescape")
+        rows = [tuple(line.split("\t")) for line in text.split("\n")]
+        if rows[: len(self._key)] != self._key:
             return None, "ignored: stale, a directory on sys.path has changed"
         entries, watched = [], []
-        for line in lines[len(self._key) :]:
-            kind, *fields = line.split("\t")
+        for kind, *fields in rows[len(self._key) :]:
             if kind == "entry":
                 entries.append(EntryPoint(*fields))
             elif kind == "watch":
@@ -107,16 +107,15 @@ class Cache:
         """Keep what was found, if it can be kept and will still mean something later."""
         if self.file is None:
             return
-        lines = list(self._key)
-        lines += [f"watch\t{signature(path)}\t{path}" for path in findings.watched]
-        lines += ["\t".join(("entry", *entry)) for entry in findings.entries]
-        body = "\n".join(lines)
-        fields = 2 + len(self._paths) * 2 + len(findings.watched) * 2 + len(findings.entries) * 6
-        if body.count("\t") + len(lines) != fields or body.count("\n") + 1 != len(lines):
+        rows = list(self._key)
+        rows += [("watch", signature(path), path) for path in findings.watched]
+        rows += [("entry", *entry) for entry in findings.entries]
+        if any("\t" in field or "\n" in field for row in rows for field in row):
             self.note += "; not written: a path or name has a tab or line break in it"
         elif not _settled((*self._paths, *findings.watched)):
             self.note += "; not written: a directory on sys.path changed a moment ago"
         else:
+            body = "\n".join(map("\t".join, rows))
             self.note += _write(self.file, body.encode("utf-8", "surrogateescape"))
         debug("plugin cache %s: %s", self.file, self.note)
 

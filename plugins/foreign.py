@@ -38,8 +38,9 @@ def from_finders(wanted: Callable[[str], bool]) -> Iterator[tuple[str, list[Entr
     """The same for every distribution that a foreign finder knows."""
     from importlib_metadata import DistributionFinder
 
+    context: Any = DistributionFinder.Context
     for finder in foreign_finders():
-        for distribution in finder.find_distributions(DistributionFinder.Context()):
+        for distribution in finder.find_distributions(context()):
             yield _entries(distribution, wanted)
 
 

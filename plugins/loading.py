@@ -1,29 +1,25 @@
 """Load each group of plugins once per process, one plugin at a time."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from mainboard.errors import PluginError
 from mainboard.plugins import alias
 from mainboard.plugins.discovery import GROUP_PREFIX, Discovery, discover, discover_group
 from mainboard.plugins.filtering import Allowed, allowed_from_environment
-from mainboard.plugins.log import debug, get_logger
+from mainboard.plugins.log import get_logger
 from mainboard.plugins.plugin import Plugin, PluginState
-from mainboard.plugins.watch import running
+from mainboard.plugins.turn import running, turn
 
 __all__ = [
     "DEFAULT_PLUGINS_GROUP",
     "PLATFORM_PLUGINS_GROUP",
-    "calling",
     "discovered",
     "load_general_plugins",
     "load_plugins_by_group",
     "plugins_of",
     "reset",
-    "turn",
 ]
 
 DEFAULT_PLUGINS_GROUP = "vllm.general_plugins"
@@ -38,9 +34,6 @@ class _Process:
     """What one process knows about its plugins."""
 
     def __init__(self, discovery: Discovery | None = None) -> None:
-        # One lock for every group and for the choice of a platform: a plugin of one group may ask
-        # for the other, and two locks taken in two orders would be a deadlock.
-        self.lock = threading.RLock()
         self.discovery = discovery
         self.allowed = Allowed(None)
         self.groups: dict[str, tuple[Plugin, ...]] = {}
@@ -57,28 +50,13 @@ def reset() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """A child loads its own plugins: the parent's threads, and a lock they held, are gone."""
+    """Start afresh: every process loads its own plugins."""
     global _process
     _process = _Process(_process.discovery)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-@contextmanager
-def turn() -> Iterator[None]:
-    """Be the one thread of this process that loads plugins or chooses a platform."""
-    with _process.lock:
-        yield
-
-
-@contextmanager
-def calling(plugin: Plugin) -> Iterator[None]:
-    """Hold the turn while this plugin is called from outside."""
-    with turn():
-        debug("calling %s", plugin.title)
-        yield
 
 
 def discovered() -> tuple[Discovery, Allowed]:

@@ -8,6 +8,7 @@ from typing import Any
 from mainboard.errors import PluginError
 from mainboard.plugins.entry_points import EntryPoint
 from mainboard.plugins.log import get_logger
+from mainboard.plugins.turn import turn
 from mainboard.plugins.watch import watched
 
 __all__ = ["Plugin", "PluginState"]
@@ -63,18 +64,14 @@ class Plugin:
     def load(self) -> Any:
         """Import what the entry point names, once; None when that fails."""
         if self.state is PluginState.FOUND:
-            target = self._guarded("was imported", self._import)
-            if self.state is not PluginState.FAILED:
-                self._target, self.state = target, PluginState.LOADED
+            self._target = self._guarded("was imported", self._import, PluginState.LOADED)
         return self._target
 
     def call(self) -> Any:
         """Load it and call it, once; None when either fails."""
         self.load()
         if self.state is PluginState.LOADED:
-            result = self._guarded("was called", self._call)
-            if self.state is PluginState.LOADED:
-                self._result, self.state = result, PluginState.CALLED
+            self._result = self._guarded("was called", self._call, PluginState.CALLED)
         return self._result
 
     def _import(self) -> Any:
@@ -103,7 +100,7 @@ class Plugin:
         self.code = None
         return result
 
-    def _guarded(self, verb: str, step: Callable[[], Any]) -> Any:
+    def _guarded(self, verb: str, step: Callable[[], Any], reached: PluginState) -> Any:
         """Run one step; whatever it raises is this plugin's failure and nobody else's.
 
         Only KeyboardInterrupt passes: it is the user's, and the step can be tried again.
@@ -117,15 +114,18 @@ class Plugin:
         self.running = True
         try:
             with watched(self.title):
-                return step()
+                result = step()
         except KeyboardInterrupt:
             self.code = None
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             if isinstance(error, SystemExit):
                 self.code = "plugin_exited"
             self._fail(verb, error)
             return None
+        else:
+            self.state = reached
+            return result
         finally:
             self.running = False
             self.milliseconds += (time.perf_counter() - start) * 1e3
@@ -154,9 +154,7 @@ class Plugin:
 
     def __call__(self) -> Any:
         """Call the plugin as its host would; a failure is raised, now and every time."""
-        from mainboard.plugins.loading import calling
-
-        with calling(self):
+        with turn():
             result = self.call()
         if self.state is PluginState.FAILED:
             raise PluginError(f"{self.title} failed: {self.cause}. {self.remedy}") from self.error

@@ -29,6 +29,6 @@ class ColoredFormatter(NewLineFormatter):
         painted.levelname = f"{color}{record.levelname}{_RESET}"
         return super().format(painted)
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """The time, in grey."""
         return f"{_GREY}{super().formatTime(record, datefmt)}{_RESET}"

@@ -1,0 +1,50 @@
+"""Whose turn it is: one thread of a process at a time loads plugins or chooses a platform.
+
+One lock for every group and for the choice: a plugin of one group may ask for the other, and two
+locks taken in two orders would be a deadlock.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["entered", "running", "turn"]
+
+_lock = threading.RLock()
+# Foreign code may lead to more foreign code, so a stack; of the thread that has the turn.
+_running: list[str] = []
+
+
+def _after_fork_in_child() -> None:
+    """The thread that had the turn may not exist in a child."""
+    global _lock
+    _lock = threading.RLock()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Wait for the turn and have it in this block; blocks of one thread may nest."""
+    with _lock:
+        yield
+
+
+@contextmanager
+def entered(what: str) -> Iterator[None]:
+    """Say whose code runs in this block."""
+    _running.append(what)
+    try:
+        yield
+    finally:
+        # A child forked in the block has an empty stack when it comes here.
+        del _running[-1:]
+
+
+def running() -> str | None:
+    """Whose code is running, if any is, in the thread that has the turn."""
+    return _running[-1] if _running else None
