@@ -139,7 +139,9 @@ def _refusal(
 ) -> PlatformError:
     if not named:
         return _unknown(candidates, request)
-    return _ambiguous(named, request) if len(named) > 1 else _unusable(named[0], request)
+    if len(named) > 1:
+        return _ambiguous(named, request)
+    return _unusable(named[0], request)
 
 
 def _namesakes(candidates: Sequence[Verdict], chosen: Verdict, request: Request) -> tuple[str, ...]:

@@ -131,8 +131,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
         places = [*map(str, folders), os.environ.get("PYTHONPATH", "")]
         inherited["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         result = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
+            # -P: the working folder is not on the path, so that it cannot make a cache stale.
+            [sys.executable, "-P", "-W", "error", "-c", program],
             capture_output=True,
+            check=False,
             text=True,
             timeout=120,
             cwd=tmp_path,

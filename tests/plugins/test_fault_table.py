@@ -35,9 +35,7 @@ FAULTS = [
         ("ModuleNotFoundError", "a_library_that_is_not_here"),
         chained="ModuleNotFoundError",
     ),
-    Fault(
-        "import-exit", "plugin_exited", ("SystemExit", "no licence found"), chained="SystemExit"
-    ),
+    Fault("import-exit", "plugin_exited", ("SystemExit", "no licence found"), chained="SystemExit"),
     Fault("raises", "plugin_raised", ("OSError", "driver 5.2 is too old"), chained="OSError"),
     Fault(
         "raises-attribute-error",

@@ -1,6 +1,6 @@
 """The platform class, derived from the base that vLLM's documents name."""
 
-import vllm.envs as envs
+from vllm import envs
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
