@@ -1,0 +1,40 @@
+"""What `mainboard kernels` learns from torch, in a process of its own."""
+
+from typing import Any
+
+from mainboard.cli.child import Steps
+from mainboard.cli.preparation import prepare
+
+__all__ = ["MATRIX", "steps"]
+
+MATRIX = "ask the dispatcher"
+"""The step whose value is the list of operators."""
+
+
+def steps() -> Steps:
+    """The preparation, then who implements each operator."""
+    if (yield from prepare()):
+        yield MATRIX, _operators
+
+
+def _operators() -> list[dict[str, Any]]:
+    from mainboard.kernels.schema import SCHEMAS
+    from mainboard.platforms import current_platform
+
+    key = current_platform.dispatch_key
+    return [
+        {
+            "operator": f"mainboard::{name}",
+            "dispatch_key": key,
+            "served_by": "kernel" if _implemented(f"mainboard::{name}", key) else "reference",
+            "schema": name + schema,
+        }
+        for name, schema in SCHEMAS.items()
+    ]
+
+
+def _implemented(operator: str, key: str) -> bool:
+    """Whether a kernel is registered for this key itself; without one the reference runs."""
+    import torch
+
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
