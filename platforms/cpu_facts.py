@@ -66,7 +66,10 @@ class CpuFacts(NamedTuple):
             "physical_cores": self.topology.physical_cores,
             "threads_per_core": self.topology.threads_per_core,
             "recommended_threads": self.recommended_threads,
-            "numa_nodes": [node._asdict() for node in self.topology.nodes],
+            "numa_nodes": [
+                {"id": node.id, "cpus": list(node.cpus), "memory": node.memory}
+                for node in self.topology.nodes
+            ],
             "cpu_quota": self.limits.cpus,
             "cpu_quota_from": self.limits.cpus_from,
             "memory_limit": self.limits.memory,

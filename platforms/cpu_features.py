@@ -135,7 +135,7 @@ def _riscv(fields: Mapping[str, str]) -> Processor:
     single = re.match(r"[a-y]*", letters)
     features = set(single[0] if single else "") & set("afdcv")
     features.update(name for name in extensions if name.startswith(("zv", "zf")))
-    return Processor(fields.get("uarch", ""), frozenset(features))
+    return Processor(fields.get("model name") or fields.get("uarch", ""), frozenset(features))
 
 
 _SYSCTL = {

@@ -5,7 +5,6 @@ nothing here loads the driver into this process, or makes a CUDA context, until 
 device does so through torch. Numbers of physical devices are NVML's (the order of the PCI bus).
 """
 
-import logging
 from typing import Any, ClassVar
 
 from mainboard.errors import PlatformUnavailableError
@@ -24,8 +23,6 @@ __all__ = [
     "NvmlCudaPlatform",
     "probe",
 ]
-
-_log = logging.getLogger("mainboard.platforms.cuda")
 
 
 class CudaPlatformBase(Platform):
@@ -178,7 +175,9 @@ class CudaPlatform(CudaPlatformBase):
         names = {device.name for device in cls.inventory().devices}
         order = this_machine().environ.get("CUDA_DEVICE_ORDER")
         if len(names) > 1 and order != "PCI_BUS_ID":
-            _log.warning(
+            import logging
+
+            logging.getLogger(__name__).warning(
                 "this machine has different devices (%s) and CUDA_DEVICE_ORDER is %r: CUDA numbers "
                 "them by speed, all else by PCI address; set CUDA_DEVICE_ORDER=PCI_BUS_ID",
                 ", ".join(sorted(names)),

@@ -75,7 +75,11 @@ class Inventory(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
         devices = [
-            {**device._asdict(), "capability": device.capability.as_version_str()}
+            {
+                **device._asdict(),
+                "capability": device.capability.as_version_str(),
+                "mig": list(device.mig),
+            }
             for device in self.devices
         ]
         return {"driver": self.driver, "devices": devices, "faults": list(self.faults)}

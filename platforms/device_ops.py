@@ -29,7 +29,12 @@ class _TorchClass:
         self.__doc__ = f"The class `{name}` of the platform's torch module."
 
     def __get__(self, instance: object, owner: "type[DeviceOperations]") -> Any:
-        return owner._torch_member(self._name)
+        if instance is None and not owner.device_type:
+            return self  # a base class of platforms, looked at by tools
+        try:
+            return owner._torch_member(self._name)
+        except NotImplementedError as error:
+            raise AttributeError(str(error), name=self._name, obj=instance) from None
 
 
 class DeviceOperations:

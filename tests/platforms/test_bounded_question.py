@@ -1,0 +1,126 @@
+"""A native call is given a bound, in a process or a thread, and its end is told."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mainboard.platforms import bounded
+
+ECHO = "import sys\ndef main(arguments): return '|'.join(arguments)\n"
+RUN = "if __name__ == '__main__': print(main(sys.argv[1:]))\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Any:
+    """Write a script; what it does stands in its `main`."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "question.py"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(params=["process", "thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of asking; the thread is what an embedded interpreter or Windows gets."""
+    if request.param == "thread":
+        monkeypatch.setattr(sys, "executable", "/usr/sbin/web-server")
+    return str(request.param)
+
+
+def test_answer(script: Any, way: str) -> None:
+    """The answer is what main returns for its arguments, blanks and all."""
+    outcome = bounded.ask(script(ECHO + RUN), ["a b", "c"], 30)
+    assert ("a b|c", None) == ((outcome.output or "").strip(), outcome.problem)
+    assert outcome.milliseconds > 0
+
+
+def test_no_answer_in_time(script: Any, way: str) -> None:
+    """A call that hangs is given up after its bound."""
+    start = time.monotonic()
+    text = "import sys, time\ndef main(arguments): time.sleep(60)\n"
+    outcome = bounded.ask(script(text + RUN), [], 0.3)
+    assert time.monotonic() - start < 5
+    assert outcome.output is None
+    assert "no answer within 0.3 s" in (outcome.problem or "")
+
+
+def test_failure_is_told(script: Any, way: str) -> None:
+    """What the question dies of is in the outcome."""
+    text = "import sys\ndef main(arguments): raise OSError('driver in flames')\n"
+    outcome = bounded.ask(script(text + RUN), [], 30)
+    told = f"{outcome.output} {outcome.problem}"
+    assert "OSError: driver in flames" in told
+    assert outcome.problem
+
+
+def test_hanging_process_is_gone(script: Any, tmp_path: Path) -> None:
+    """A child that is given up is killed and collected, and leaves no zombie."""
+    text = f"import sys, os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+    bounded.ask(script(text + "time.sleep(60)\n"), [], 2)
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"process {pid} is still there")
+
+
+def test_child_that_closes_its_output_and_hangs(script: Any) -> None:
+    """An answer does not help if the process that gave it cannot end."""
+    text = "import sys, os, time\nprint('half')\nsys.stdout.flush()\nos.close(1); os.close(2)\n"
+    outcome = bounded.ask(script(text + "time.sleep(60)\n"), [], 1)
+    assert "no answer" in (outcome.problem or "")
+
+
+def test_large_answer(script: Any) -> None:
+    """An answer larger than a pipe holds arrives whole."""
+    text = "import sys\ndef main(arguments): return 'x' * 300000\n"
+    assert 300000 == len((bounded.ask(script(text + RUN), [], 30).output or "").strip())
+
+
+def test_child_is_alone(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the user's site nor PYTHONPATH reaches the child, but the library path does."""
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/somewhere")
+    text = (
+        "import sys, os\n"
+        "def main(arguments):\n"
+        "    import json\n"
+        "    return json.dumps([os.environ['LD_LIBRARY_PATH'], 'site' in sys.modules])\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = elsewhere / "question.py"
+    path.write_text(text + RUN)
+    outcome = bounded.ask(str(path), [], 30)
+    assert ["/somewhere", False] == json.loads(outcome.output or "")
+
+
+@pytest.mark.parametrize("setting", ["soon", "-1", "0", "inf", "nan"])
+def test_bound_that_is_none(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """A bound that is not a number of seconds is an error that names the variable."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", setting)
+    with pytest.raises(ValueError, match=f"MAINBOARD_PROBE_TIMEOUT is '{setting}'"):
+        bounded.time_limit()
+
+
+def test_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset and empty are the default."""
+    monkeypatch.delenv("MAINBOARD_PROBE_TIMEOUT", raising=False)
+    assert bounded.DEFAULT_SECONDS == bounded.time_limit()
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "")
+    assert bounded.DEFAULT_SECONDS == bounded.time_limit()
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "2.5")
+    assert 2.5 == bounded.time_limit()

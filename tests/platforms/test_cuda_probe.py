@@ -1,0 +1,358 @@
+"""Whether NVIDIA's devices can be used: one test for each reason, on machines nobody here has.
+
+NVML's answers are those of a mock (see conftest.py); its files are recorded or hand-written.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mainboard.errors import PlatformUnavailableError
+from mainboard.platforms import cuda, cuda_probe, nvml_inventory
+from mainboard.platforms.bounded import Outcome
+from mainboard.platforms.cuda import CudaPlatform
+from mainboard.platforms.values import DeviceCapability
+from mainboard.platforms.verdict import State
+
+# Record, environment, torch's CUDA, statement of the mock's initialisation, code, words.
+DECLINES = [
+    ("bare-proc", {}, "13.0", "pass", "hardware_absent", "no NVIDIA device"),
+    ("amd-on-bus-only", {}, "13.0", "pass", "hardware_absent", "no NVIDIA device"),
+    ("wsl-other-gpu", {}, "13.0", "pass", "hardware_absent", "no NVIDIA driver of Windows"),
+    ("nvidia-on-bus-only", {}, "13.0", "pass", "driver_missing", r"\(0000:01:00.0\).*no device"),
+    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": ""}, "13.0", "pass", "no_visible_devices", "''"),
+    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": "-1"}, "13.0", "pass", "no_visible_devices", "-1"),
+    (
+        "nvidia-two-gpus",
+        {"CUDA_VISIBLE_DEVICES": "7"},
+        "13.0",
+        "pass",
+        "no_visible_devices",
+        r"'7', but the devices here are 0 \(GPU-aaaa",
+    ),
+    ("nvidia-two-gpus", {}, None, "pass", "torch_lacks_cuda", r"2\.13\.0\+test is built without"),
+    (
+        "nvidia-two-gpus",
+        {},
+        "13.0",
+        "raise NVMLError_DriverNotLoaded('Driver Not Loaded')",
+        "driver_not_loaded",
+        "installed but not loaded .Driver Not Loaded",
+    ),
+    (
+        "nvidia-two-gpus",
+        {},
+        "13.0",
+        "raise NVMLError_LibRmVersionMismatch('Driver/library version mismatch')",
+        "driver_mismatch",
+        "different versions",
+    ),
+    (
+        "nvidia-two-gpus",
+        {},
+        "13.0",
+        "raise NVMLError_NoPermission('Insufficient Permissions')",
+        "permission_denied",
+        "refuses this user",
+    ),
+    (
+        "nvidia-two-gpus",
+        {},
+        "13.0",
+        "raise SystemExit(3)",
+        "driver_error",
+        "ended with exit code 3",
+    ),
+    (
+        "nvidia-two-gpus",
+        {},
+        "13.0",
+        "import os; os.kill(os.getpid(), 11)",
+        "driver_error",
+        "ended by SIGSEGV",
+    ),
+    ("nvidia-two-gpus", {}, "13.0", "DEVICES.clear()", "no_devices_reported", "reports no device"),
+]
+
+
+@pytest.mark.parametrize(("record", "environ", "built", "on_init", "code", "words"), DECLINES)
+def test_decline(
+    machines: Any,
+    two_devices: Any,
+    record: str,
+    environ: dict[str, str],
+    built: str | None,
+    on_init: str,
+    code: str,
+    words: str,
+) -> None:
+    """Each thing in the way is declined with its own code and a sentence with the particulars."""
+    machines.install_torch(cuda=built)
+    machines.install_nvml(two_devices, on_init)
+    verdict = cuda.probe(machines.from_record(record, environ=environ))
+    assert (State.DECLINED, code) == (verdict.state, verdict.code)
+    assert re.search(words, verdict.reason), verdict.reason
+    assert verdict.value is None and verdict.milliseconds > 0
+    assert verdict.remedy or code == "hardware_absent"
+
+
+def test_error_of_libraries_that_are_not_here(machines: Any, two_devices: Any) -> None:
+    """Where neither NVML nor CUDA's library can be loaded, the driver's libraries are missing."""
+    if nvml_inventory._has_libcuda():
+        pytest.skip("libcuda is on this machine")
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices, "raise NVMLError_LibraryNotFound('NVML Not Found')")
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "driver_library_missing" == verdict.code
+    assert "docker run --gpus" in (verdict.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "code", "words"),
+    [
+        ("nvidia-two-gpus", ("ModuleNotFoundError", "no pynvml"), "nvml_missing", "nvidia-ml-py"),
+        ("nvidia-two-gpus", ("NVMLError_LibraryNotFound", "x"), "nvml_library_missing", "library"),
+        ("jetson-orin", ("NVMLError_NotSupported", "no"), "nvml_unsupported", "does not serve"),
+        ("nvidia-wsl", ("NVMLError_Unknown", "Unknown"), "nvml_unsupported", "does not serve"),
+    ],
+)
+def test_cuda_without_nvml(
+    machines: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    record: str,
+    answer: tuple[str, str],
+    code: str,
+    words: str,
+) -> None:
+    """Where CUDA's library is there and only NVML is not, torch is asked instead."""
+    machines.install_torch(cuda="13.0")
+    printed = json.dumps({"error": answer[0], "message": answer[1], "cuda": True})
+    outcome = Outcome(printed, None, 1.0)
+    monkeypatch.setattr(cuda_probe, "ask", lambda *_: outcome)
+    verdict = cuda.probe(machines.from_record(record))
+    assert (State.ACTIVATED, code) == (verdict.state, verdict.code)
+    assert "mainboard.platforms.cuda.NonNvmlCudaPlatform" == verdict.value
+    assert words in verdict.reason
+
+
+def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is shown by its name and its words."""
+    machines.install_torch(cuda="13.0")
+    printed = json.dumps({"error": "NVMLError_Unknown", "message": "Unknown Error", "cuda": True})
+    outcome = Outcome(printed, None, 1.0)
+    monkeypatch.setattr(cuda_probe, "ask", lambda *_: outcome)
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "driver_error" == verdict.code
+    assert "NVMLError_Unknown: Unknown Error" in verdict.reason
+
+
+def test_torch_for_rocm(machines: Any) -> None:
+    """A torch built for the other vendor is named as that."""
+    machines.install_torch(hip="7.1")
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "torch_lacks_cuda" == verdict.code
+    assert "is built for ROCm 7.1" in verdict.reason
+
+
+def test_no_torch(machines: Any) -> None:
+    """A GPU without an installed torch is declined as that."""
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert ("torch_absent", State.DECLINED) == (verdict.code, verdict.state)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_torch_that_says_nothing(machines: Any, damage: str) -> None:
+    """A torch whose version file is missing or says nothing is not taken for one without CUDA."""
+    machines.install_torch(cuda="13.0")
+    version = machines.site / "torch" / "version.py"
+    version.unlink() if damage == "missing" else version.write_text("")
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "torch_unreadable" == verdict.code
+    assert str(version) in verdict.reason
+
+
+@pytest.mark.parametrize("denied", [["dev/nvidiactl"], ["dev/nvidia0", "dev/nvidia1"]])
+def test_permission(machines: Any, denied: list[str]) -> None:
+    """A user who may not use the nodes is told which ones."""
+    machines.install_torch(cuda="13.0")
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus", denied=denied))
+    assert "permission_denied" == verdict.code
+    assert all(f"/{node}" in verdict.reason for node in denied)
+
+
+def test_one_closed_node_of_two(machines: Any, two_devices: Any) -> None:
+    """A device that this user may use is enough."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices)
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus", denied=["dev/nvidia0"]))
+    assert State.ACTIVATED == verdict.state
+
+
+def test_activation(machines: Any, two_devices: Any) -> None:
+    """Devices that work are activated, with their names and the driver's version."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices)
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert (State.ACTIVATED, "available") == (verdict.state, verdict.code)
+    assert "mainboard.platforms.cuda.CudaPlatform" == verdict.value
+    assert "2 visible: NVIDIA A100, NVIDIA L4; driver 580.65.06" == verdict.reason
+
+
+def test_one_lost_device(machines: Any, two_devices: Any) -> None:
+    """A broken device is reported and does not hide the working one."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml([{**two_devices[0], "lost": True}, two_devices[1]])
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert State.ACTIVATED == verdict.state
+    assert "1 visible: NVIDIA L4" in verdict.reason
+    assert "device 0 does not work: GPU is lost" in verdict.reason
+
+
+def test_all_devices_lost(machines: Any, two_devices: Any) -> None:
+    """Where every device is broken, each is named."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml([{**device, "lost": True} for device in two_devices])
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "driver_error" == verdict.code
+    assert "device 0 does not work" in verdict.reason and "device 1" in verdict.reason
+
+
+def test_driver_that_never_answers(
+    machines: Any, two_devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that hangs in the driver is given up after the bound, and says how to wait longer."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5")
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices, "time.sleep(60)")
+    start = time.monotonic()
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert time.monotonic() - start < 5
+    assert "driver_no_answer" == verdict.code
+    assert "within 0.5 s" in verdict.reason and "MAINBOARD_PROBE_TIMEOUT" in (verdict.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "physical"),
+    [
+        (None, [0, 1]),
+        ("0,1", [0, 1]),
+        ("1,0", [1, 0]),
+        (" 1 ", [1]),
+        ("1,-1,0", [1]),
+        ("0,9,1", [0]),
+        ("NoDevFiles", []),
+        ("", []),
+        ("0,0", []),
+        ("GPU-bbbb2222-1", [1]),
+        ("GPU-bb,0", [1, 0]),
+        ("GPU-", []),
+        ("GPU-cccc", []),
+        ("MIG-5555", [1]),
+        ("MIG-GPU-aaaa1111-0/1/0", [0]),
+    ],
+)
+def test_visible_devices(
+    machines: Any, two_devices: Any, on_machine: Any, setting: str | None, physical: list[int]
+) -> None:
+    """`CUDA_VISIBLE_DEVICES` is read as the driver reads it: numbers, ids, order, first error."""
+    two_devices[1]["mig"] = {0: "MIG-5555-a", 3: "MIG-6666-b"}
+    machines.install_nvml(two_devices)
+    environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
+    assert (None if setting is None else physical) == CudaPlatform.visible_physical_ids()
+    assert len(physical) == CudaPlatform.device_count()
+    if physical:
+        names = [two_devices[index]["name"] for index in physical]
+        assert names == [CudaPlatform.get_device_name(n) for n in range(len(physical))]
+    else:
+        assert CudaPlatform.get_device_capability() is None
+        assert not CudaPlatform.has_device_capability(0)
+
+
+@pytest.fixture
+def second_first(machines: Any, two_devices: Any, on_machine: Any) -> Callable[..., None]:
+    """A machine of the mock's two devices, the second of which is visible as the first."""
+
+    def install(**second: Any) -> None:
+        machines.install_nvml([two_devices[0], {**two_devices[1], **second}])
+        environ = {"CUDA_VISIBLE_DEVICES": "1,0"}
+        on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
+
+    return install
+
+
+def test_facts_of_a_device(second_first: Any) -> None:
+    """What NVML says of a physical device is given by its visible id."""
+    second_first()
+    assert "GPU-bbbb2222-1" == CudaPlatform.get_device_uuid()
+    assert DeviceCapability(8, 9) == CudaPlatform.get_device_capability()
+    assert 24 << 30 == CudaPlatform.get_device_total_memory()
+    assert {0: "00000000:00:00.0", 1: "00000000:01:00.0"} == CudaPlatform.get_all_gpu_pci_bus_ids()
+    assert 1 == CudaPlatform.device_control_id_to_physical_device_id("GPU-bbbb")
+
+
+def test_capabilities_of_a_device(second_first: Any) -> None:
+    """Dtypes, 8-bit floats and the architecture follow from the generation."""
+    second_first()
+    new, old = CudaPlatform.capabilities(0), CudaPlatform.capabilities(1)
+    assert (("float8_e4m3fn", "float8_e5m2"), ()) == (new.fp8_formats, old.fp8_formats)
+    assert ({"sm_89"}, {"sm_80"}) == (new.isa_features, old.isa_features)
+    assert CudaPlatform.supports_fp8() and not CudaPlatform.is_integrated_gpu()
+
+
+def test_dtypes_of_an_old_device(second_first: Any) -> None:
+    """A device before 8.0 has no bfloat16."""
+    second_first(capability=(7, 5))
+    assert ("float16", "float32") == CudaPlatform.capabilities().dtypes
+
+
+def test_device_that_shares_memory(second_first: Any) -> None:
+    """A device without memory of its own has the host's."""
+    second_first(memory=None)
+    assert CudaPlatform.is_integrated_gpu()
+    assert CudaPlatform.get_device_total_memory() > 0
+
+
+def test_unequal_devices_are_warned_of(second_first: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Different devices without an order by address make numbers ambiguous."""
+    second_first()
+    CudaPlatform.log_warnings()
+    assert "NVIDIA A100, NVIDIA L4" in caplog.text and "CUDA_DEVICE_ORDER=PCI_BUS_ID" in caplog.text
+
+
+def test_unknown_devices(second_first: Any) -> None:
+    """A device that is not there is an error that lists those that are."""
+    second_first()
+    with pytest.raises(IndexError, match=r"device 2 was asked for, but 2 are visible"):
+        CudaPlatform.get_device_name(2)
+    with pytest.raises(ValueError, match=r"'GPU-zzz' means no single device; .*GPU-aaaa1111-0"):
+        CudaPlatform.device_control_id_to_physical_device_id("GPU-zzz")
+
+
+def test_description_is_json(second_first: Any) -> None:
+    """Everything that `mainboard env` shows of the devices is made of JSON types."""
+    second_first()
+    described = CudaPlatform.describe()
+    assert described == json.loads(json.dumps(described))
+    assert [1, 0] == described["cuda"]["visible"]
+
+
+def test_inventory_that_cannot_be_had(machines: Any, on_machine: Any) -> None:
+    """Asking a platform object for devices of a driver in trouble is an error with the reason."""
+    machines.install_nvml([], "raise NVMLError_DriverNotLoaded('Driver Not Loaded')")
+    on_machine(machines.from_record("nvidia-two-gpus"))
+    with pytest.raises(PlatformUnavailableError, match=r"not loaded.*modprobe nvidia"):
+        CudaPlatform.get_device_name()
+
+
+def test_no_driver_in_this_process(second_first: Any) -> None:
+    """The mock is imported by a child process only: this one loads no vendor's library."""
+    before = set(sys.modules)
+    second_first()
+    CudaPlatform.get_device_name()
+    assert "pynvml" not in set(sys.modules) - before
