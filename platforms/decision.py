@@ -113,8 +113,8 @@ def decide(verdicts: Iterable[Verdict], request: Request | None = None) -> Selec
         error = _conflict(foreign)
         return Selection(None, "out_of_tree", str(error), candidates, error=error)
     if not active:
-        error = _none_usable(candidates)
-        return Selection(None, "none", str(error), candidates, error=error)
+        unusable = _none_usable(candidates)
+        return Selection(None, "none", str(unusable), candidates, error=unusable)
     if foreign:
         chosen, rule = foreign[0], "out_of_tree"
         reason = f"{chosen.label} is the one active out-of-tree platform, which precedes built-ins."

@@ -2,17 +2,21 @@
 
 `load_general_plugins()` is what a program calls in each of its processes; `prepare_worker()` does
 the same in a worker and checks that it has its parent's platform; `report()` says what became of
-every installed plugin.
+every installed plugin. Importing this package finds and loads nothing.
 """
 
-from mainboard.plugins.loading import (
-    DEFAULT_PLUGINS_GROUP,
-    PLATFORM_PLUGINS_GROUP,
-    load_general_plugins,
-    load_plugins_by_group,
-)
-from mainboard.plugins.reporting import PluginReport, Report, report
-from mainboard.plugins.worker import prepare_worker
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mainboard.plugins.loading import DEFAULT_PLUGINS_GROUP as DEFAULT_PLUGINS_GROUP
+    from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP as PLATFORM_PLUGINS_GROUP
+    from mainboard.plugins.loading import load_general_plugins as load_general_plugins
+    from mainboard.plugins.loading import load_plugins_by_group as load_plugins_by_group
+    from mainboard.plugins.reporting import PluginReport as PluginReport
+    from mainboard.plugins.reporting import Report as Report
+    from mainboard.plugins.reporting import report as report
+    from mainboard.plugins.worker import prepare_worker as prepare_worker
 
 __all__ = [
     "DEFAULT_PLUGINS_GROUP",
@@ -24,3 +28,31 @@ __all__ = [
     "prepare_worker",
     "report",
 ]
+
+# Where each lazy name lives; it becomes a plain attribute when it is first read.
+_HOMES = MappingProxyType(
+    {
+        "DEFAULT_PLUGINS_GROUP": "loading",
+        "PLATFORM_PLUGINS_GROUP": "loading",
+        "PluginReport": "reporting",
+        "Report": "reporting",
+        "load_general_plugins": "loading",
+        "load_plugins_by_group": "loading",
+        "prepare_worker": "worker",
+        "report": "reporting",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"mainboard.plugins.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from mainboard import plugins
+
 COUNT = """
 import json, logging
 from mainboard.plugins import load_general_plugins, report
@@ -252,3 +254,12 @@ mainboard.platforms.current_platform
 print(json.dumps([early, "torch" in sys.modules, "importlib.metadata" in sys.modules]))
 """
     assert run(program).json == [[], False, False]
+
+
+def test_every_public_name_is_there():
+    """Each name of `__all__` can be read and is listed; a stranger is an AttributeError."""
+    for name in plugins.__all__:
+        assert getattr(plugins, name) is not None
+    assert set(plugins.__all__) <= set(dir(plugins))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = plugins.no_such_name
