@@ -1,9 +1,10 @@
 """Guarded probes: on a broken machine, what goes wrong is a part of the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-__all__ = ["Attempt", "attempt", "failure"]
+__all__ = ["Attempt", "attempt", "failure", "quiet"]
 
 
 class Attempt(NamedTuple):
@@ -42,3 +43,17 @@ def failure(error: BaseException) -> dict[str, str]:
         "message": "; because of ".join(messages),
         "traceback": "".join(format_exception(error)),
     }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Mainboard's warnings from being logged a second time."""
+    import logging
+
+    logger = logging.getLogger("mainboard")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

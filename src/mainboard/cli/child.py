@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
 from typing import IO, Any, NamedTuple
 
-from mainboard.cli.attempt import Attempt, attempt
+from mainboard.cli.attempt import Attempt, attempt, quiet
 from mainboard.cli.progress import waiting_for
 
 __all__ = ["START", "Step", "Steps", "run_steps"]
@@ -97,7 +97,8 @@ def _end(code: int, limit_s: float | None) -> dict[str, str]:
 def _main(module: str) -> None:
     from mainboard.cli.screen import stdout_reserved
 
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel, stdout_reserved():
+    # What is wrong with platforms and plugins the parent has logged before.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel, stdout_reserved(), quiet():
         for message in _messages(module):
             print(json.dumps(message), file=channel, flush=True)
 

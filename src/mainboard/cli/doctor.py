@@ -6,11 +6,11 @@ from typing import Any
 
 from mainboard import __version__
 from mainboard.cli import plugins
-from mainboard.cli.attempt import attempt
+from mainboard.cli.attempt import attempt, quiet
 from mainboard.cli.checks import DTYPES
 from mainboard.cli.child import START, Step, run_steps
 from mainboard.cli.doctor_view import show
-from mainboard.cli.preparation import KERNELS, PREPARATION
+from mainboard.cli.preparation import KERNELS, PLATFORM, PREPARATION
 from mainboard.cli.progress import waiting_for
 from mainboard.cli.questions import compiled_kernels, kernel_questions, platform_question
 
@@ -73,20 +73,21 @@ def _selection() -> dict[str, Any]:
 def _survey() -> list[dict[str, Any]]:
     from mainboard.platforms import survey
 
-    return [verdict.to_dict() for verdict in survey()]
+    with quiet():
+        return [verdict.to_dict() for verdict in survey()]
 
 
 def _platforms(
     decision: dict[str, Any] | None, survey: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
     """The decision, with the survey's verdicts on those candidates that it did not depend on."""
-    nothing: dict[str, Any] = {"chosen": None, "error": None, "verdicts": survey, "warnings": []}
-    report = decision or nothing
+    nothing = {"chosen": None, "error": None, "verdicts": survey or [], "warnings": []}
+    report: dict[str, Any] = decision or nothing
     asked = {(row["provider"], row["name"]): row for row in survey or ()}
     verdicts = []
-    for row in report["verdicts"] or ():
+    for row in report["verdicts"]:
         decided = row["state"] != "not probed"
-        answer = row if decided else asked.get((row["provider"], row["name"]), row)
+        answer = row if decided else asked.get((row["provider"], row["name"])) or row
         verdicts.append(answer | {"decided": decided})
     return report | {"verdicts": verdicts}
 
@@ -100,13 +101,14 @@ def _check(step: Step) -> dict[str, Any]:
 
 def _problems(report: dict[str, Any], checked: bool) -> list[str]:
     """Everything wrong, one sentence or two each."""
-    found = [f"{_cause(failure)}." for failure in report["failures"]]
+    found = [_cause(failure) for failure in report["failures"]]
     found += _platform_problems(report["platforms"])
     found += plugins.problems(report["plugins"])
     found += [
-        f"The operators could not be tried: to {step['name']} failed: {_cause(step['failure'])}."
+        f"No operator was tried: to {step['name']} failed: {_cause(step['failure']).rstrip('.')}."
         for step in report["preparation"]
-        if step["failure"]
+        # Why no platform was chosen is said above.
+        if step["failure"] and not (step["name"] == PLATFORM and report["platforms"]["error"])
     ]
     found += [problem for check in report["checks"] if (problem := _check_problem(check))]
     if checked and not report["checks"] and not found:

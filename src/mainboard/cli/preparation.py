@@ -1,4 +1,4 @@
-"""The steps that come first in every child process: torch, the platform, its kernels."""
+"""The steps that come first in every child process: torch, plugins, the platform, its kernels."""
 
 from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
@@ -32,6 +32,13 @@ def _torch() -> dict[str, Any]:
     return {"version": torch.__version__, "threads": torch.get_num_threads()}
 
 
+def _plugins() -> None:
+    # They may bring operators. One that fails is the matter of `mainboard plugins`.
+    from mainboard.plugins import load_general_plugins
+
+    load_general_plugins()
+
+
 def _platform() -> dict[str, Any]:
     from mainboard.platforms import current_platform
 
@@ -53,5 +60,10 @@ def _kernels() -> dict[str, Any]:
 
 
 PREPARATION: Mapping[str, Callable[[], Any]] = MappingProxyType(
-    {TORCH: _torch, PLATFORM: _platform, KERNELS: _kernels}
+    {
+        TORCH: _torch,
+        "load the general plugins": _plugins,
+        PLATFORM: _platform,
+        KERNELS: _kernels,
+    }
 )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -33,21 +32,16 @@ class RichScreen(Screen):
 
     def line(self, text: str | Mark, indent: int = 2) -> None:
         """Write one sentence."""
-        self._console.print(Padding(_as_text(text), (0, 0, 0, indent)))
+        self._console.print(Padding(_as_text(text), (0, 0, 0, indent), expand=False))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str | Mark]]) -> None:
         """Write rows, under a header unless that is empty; long cells are broken."""
-        table = Table(
-            box=SIMPLE_HEAD if header else None,
-            show_header=bool(header),
-            header_style="dim",
-            pad_edge=False,
-        )
+        table = Table(box=None, show_header=bool(header), header_style="dim", padding=(0, 2, 0, 0))
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*map(_as_text, row))
-        self._console.print(Padding(table, (0, 0, 0, 2)))
+        self._console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _as_text(cell: str | Mark) -> Text:
