@@ -283,7 +283,7 @@ def _find(rows: Tensor, wanted: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor
     """Begin and end of the keys of each wanted segment, 0 and 0 for none; and: are there holes?"""
     keys = _blocks(numbers)
     real = keys.numbers != PADDING
-    factor = int(numbers.max()) + 2 if numbers.numel() else 1
+    factor = int(torch.cat([keys.numbers, wanted, wanted.new_zeros(1)]).max()) + 2
     have = (keys.rows * factor + keys.numbers)[real]
     want = rows * factor + wanted
     if bool((have[1:] < have[:-1]).any()):

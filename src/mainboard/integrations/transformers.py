@@ -69,8 +69,9 @@ def register(name: str = "mainboard") -> None:
             "mainboard attention needs 5.4 or later: pip install --upgrade transformers"
         )
     # Packing reads the mask's values: a compiled model breaks its graph here and goes on after.
-    AttentionInterface.register(name, torch.compiler.disable(attention_forward))
-    AttentionMaskInterface.register(name, torch.compiler.disable(attention_mask))
+    uncompiled: Any = torch.compiler.disable
+    AttentionInterface.register(name, uncompiled(attention_forward))
+    AttentionMaskInterface.register(name, uncompiled(attention_mask))
 
 
 def attention_mask(
