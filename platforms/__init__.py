@@ -6,10 +6,11 @@ It is resolved when it is first read, once per process, and is then a plain attr
 imports neither torch nor any plugin.
 """
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this for true. `typing` itself would be most of what the import costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mainboard.platforms.candidates import (
         builtin_platform_plugins as builtin_platform_plugins,
     )
@@ -51,27 +52,25 @@ __all__ = [
 ]
 
 # Where each lazy name lives; it becomes a plain attribute when it is first read.
-_HOMES = MappingProxyType(
-    {
-        "CpuArchEnum": "interface",
-        "DeviceCapability": "interface",
-        "Platform": "interface",
-        "PlatformEnum": "interface",
-        "UnspecifiedPlatform": "interface",
-        "Selection": "decision",
-        "State": "verdict",
-        "Verdict": "verdict",
-        "builtin_platform_plugins": "candidates",
-        "resolve_current_platform_cls_qualname": "resolve",
-        "resolve_obj_by_qualname": "resolve",
-        "selection": "resolve",
-        "survey": "resolve",
-        "use_platform": "resolve",
-    }
-)
+_HOMES = {
+    "CpuArchEnum": "interface",
+    "DeviceCapability": "interface",
+    "Platform": "interface",
+    "PlatformEnum": "interface",
+    "UnspecifiedPlatform": "interface",
+    "Selection": "decision",
+    "State": "verdict",
+    "Verdict": "verdict",
+    "builtin_platform_plugins": "candidates",
+    "resolve_current_platform_cls_qualname": "resolve",
+    "resolve_obj_by_qualname": "resolve",
+    "selection": "resolve",
+    "survey": "resolve",
+    "use_platform": "resolve",
+}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # An AttributeError from here would turn into "cannot import name" and lose its cause; what
     # keeps a platform from being chosen is a PlatformError, which passes.
     from importlib import import_module

@@ -5,10 +5,11 @@ the same in a worker and checks that it has its parent's platform; `report()` sa
 every installed plugin. Importing this package finds and loads nothing.
 """
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this for true. `typing` itself would be most of what the import costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mainboard.plugins.loading import DEFAULT_PLUGINS_GROUP as DEFAULT_PLUGINS_GROUP
     from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP as PLATFORM_PLUGINS_GROUP
     from mainboard.plugins.loading import load_general_plugins as load_general_plugins
@@ -30,21 +31,19 @@ __all__ = [
 ]
 
 # Where each lazy name lives; it becomes a plain attribute when it is first read.
-_HOMES = MappingProxyType(
-    {
-        "DEFAULT_PLUGINS_GROUP": "loading",
-        "PLATFORM_PLUGINS_GROUP": "loading",
-        "PluginReport": "reporting",
-        "Report": "reporting",
-        "load_general_plugins": "loading",
-        "load_plugins_by_group": "loading",
-        "prepare_worker": "worker",
-        "report": "reporting",
-    }
-)
+_HOMES = {
+    "DEFAULT_PLUGINS_GROUP": "loading",
+    "PLATFORM_PLUGINS_GROUP": "loading",
+    "PluginReport": "reporting",
+    "Report": "reporting",
+    "load_general_plugins": "loading",
+    "load_plugins_by_group": "loading",
+    "prepare_worker": "worker",
+    "report": "reporting",
+}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

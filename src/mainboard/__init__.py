@@ -5,9 +5,11 @@
 imports neither torch nor any plugin.
 """
 
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this for true. `typing` itself would be most of what the import costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mainboard.models import ModelRegistry as ModelRegistry
 
 __version__ = "0.1.0"
@@ -15,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["ModelRegistry", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "ModelRegistry":
         from mainboard.models import ModelRegistry
 
