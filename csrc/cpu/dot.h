@@ -9,6 +9,8 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kDotRows = 8;       // most rows this kernel takes
+constexpr int kDotKeys = 32;      // keys whose rows stay in the first-level cache meanwhile
+constexpr int kDotAhead = 8;      // keys asked for before they are needed
 constexpr int kDotScores = 8;     // dot products in flight
 constexpr int kRowsAtOnce = 4;    // rows that share one reading of a key
 
@@ -25,15 +27,38 @@ inline void reduce_scores(const Vec* acc, float* to) {
 #endif
 }
 
-// scores[r][i] = q[r] . k[i] for R rows and n keys.
+inline void prefetch(const char* row, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+}
+
+// The rows of one block of keys; `k` goes on for up to kDotAhead keys past it.
+struct Block {
+  const char* k[kDotKeys + kDotAhead];
+  const char* v[kDotKeys];
+  int keys, known;         // in the block, and in k
+  int64_t k_bytes, v_bytes;
+};
+
+// The values come next, and in an order that the processor does not foresee; the keys past a page
+// are somewhere else.
+inline void prefetch_for(const Block& b, int i, int keys) {
+  for (int j = i; j < i + keys && j < b.keys; ++j) {
+    prefetch(b.v[j], b.v_bytes);
+    if (j + kDotAhead < b.known) prefetch(b.k[j + kDotAhead], b.k_bytes);
+  }
+}
+
+// scores[r][i] = q[r] . k[i] for R rows and the keys of a block.
 template <int R, class T>
-inline void dot_scores(const char* const* k, int n, int dim, const float* q, float* scores) {
+inline void dot_scores(const Block& block, int dim, const float* q, float* scores) {
   constexpr int kKeys = kDotScores / R;
+  const int n = block.keys;
   for (int i = 0; i < n; i += kKeys) {
+    prefetch_for(block, i, kKeys);
     const T* key[kKeys];
     for (int j = 0; j < kKeys; ++j) {
       // Past the last key the last one is repeated; those scores are not read.
-      key[j] = reinterpret_cast<const T*>(k[i + j < n ? i + j : n - 1]);
+      key[j] = reinterpret_cast<const T*>(block.k[i + j < n ? i + j : n - 1]);
     }
     Vec acc[kDotScores];
 #pragma GCC unroll 8
@@ -54,15 +79,15 @@ inline void dot_scores(const char* const* k, int n, int dim, const float* q, flo
     float sums[kDotScores];
     reduce_scores(acc, sums);
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < kKeys; ++j) scores[r * kBlockKeys + i + j] = sums[r * kKeys + j];
+      for (int j = 0; j < kKeys; ++j) scores[r * kDotKeys + i + j] = sums[r * kKeys + j];
     }
   }
 }
 
 // o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension.
 template <int R, int NV, class T>
-inline void add_values(const char* const* v, int n, int offset, const float* weights,
-                       const float* keep, float* o, int dim) {
+inline void add_values(const Block& block, int offset, const float* weights, const float* keep,
+                       float* o, int dim) {
   Vec acc[R][NV];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -71,14 +96,14 @@ inline void add_values(const char* const* v, int n, int offset, const float* wei
       acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
     }
   }
-  for (int i = 0; i < n; ++i) {
-    const T* value = reinterpret_cast<const T*>(v[i]) + offset;
+  for (int i = 0; i < block.keys; ++i) {
+    const T* value = reinterpret_cast<const T*>(block.v[i]) + offset;
     Vec operand[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) operand[j] = load(value + j * kLanes);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const Vec weight = set1(weights[r * kBlockKeys + i]);
+      const Vec weight = set1(weights[r * kDotKeys + i]);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = fma(weight, operand[j], acc[r][j]);
     }
@@ -91,15 +116,15 @@ inline void add_values(const char* const* v, int n, int offset, const float* wei
 }
 
 template <int R, class T>
-inline void add_values(const char* const* v, int n, const float* weights, const float* keep,
-                       float* o, int dim) {
+inline void add_values(const Block& block, const float* weights, const float* keep, float* o,
+                       int dim) {
   constexpr int kVecs = kDotScores / R;
   int offset = 0;
   for (; offset + kVecs * kLanes <= dim; offset += kVecs * kLanes) {
-    add_values<R, kVecs, T>(v, n, offset, weights, keep, o, dim);
+    add_values<R, kVecs, T>(block, offset, weights, keep, o, dim);
   }
   for (; offset < dim; offset += kLanes) {
-    add_values<R, 1, T>(v, n, offset, weights, keep, o, dim);
+    add_values<R, 1, T>(block, offset, weights, keep, o, dim);
   }
 }
 
@@ -114,10 +139,10 @@ inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, flo
   const int first = static_cast<int>(clamp(row.span.first - key, 0, n));
   const int last = static_cast<int>(clamp(row.span.last - key + 1, first, n));
   for (int i = 0; i < first; ++i) scores[i] = -INFINITY;
-  for (int i = last; i < kBlockKeys; ++i) scores[i] = -INFINITY;
+  for (int i = last; i < kDotKeys; ++i) scores[i] = -INFINITY;
   if (a.softcap > 0.0f) {
     const Vec cap = set1(a.softcap), inverse = set1(1.0f / a.softcap);
-    float capped[kBlockKeys];
+    float capped[kDotKeys];
     for (int i = 0; i < n; i += kLanes) store(capped + i, cap * tanh(load(scores + i) * inverse));
     std::memcpy(scores + first, capped + first, sizeof(float) * (last - first));
   }
@@ -143,35 +168,41 @@ inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, flo
 }
 
 // R rows against one block of keys.
-template <int R, class TK, class TV>
-inline void attend_rows(const Attention& a, DotRow* row, int64_t key, int n, const char* const* k,
-                        const char* const* v, const float* q, float* o, float* scores) {
+template <int R, class T>
+inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
+                        const float* q, float* o, float* scores) {
   float keep[R];
-  dot_scores<R, TK>(k, n, static_cast<int>(a.head_dim), q, scores);
-  for (int r = 0; r < R; ++r) keep[r] = soften_row(a, row[r], key, n, scores + r * kBlockKeys);
-  add_values<R, TV>(v, n, scores, keep, o, static_cast<int>(a.value_dim));
+  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
+  for (int r = 0; r < R; ++r) {
+    keep[r] = soften_row(a, row[r], key, block.keys, scores + r * kDotKeys);
+  }
+  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
+}
+
+inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block* block) {
+  block->known = static_cast<int>(clamp(w.key_end - key, 0, kDotKeys + kDotAhead));
+  block->keys = block->known < kDotKeys ? block->known : kDotKeys;
+  key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, block->known, block->k);
+  key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, block->keys, block->v);
 }
 
 template <class T>
 inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row, const float* q,
                         float* o, float* scores) {
-  const char* k[kBlockKeys];
-  const char* v[kBlockKeys];
   const int64_t dim = a.head_dim, value_dim = a.value_dim;
-  for (int64_t key = w.key_begin; key < w.key_end; key += kBlockKeys) {
-    const int n = static_cast<int>(clamp(w.key_end - key, 0, kBlockKeys));
-    key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, k);
-    key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, v);
+  Block block;
+  block.k_bytes = dim * sizeof(T);
+  block.v_bytes = value_dim * sizeof(T);
+  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys) {
+    find_block(a, w, key, &block);
     int r = 0;
     for (; r + 4 <= rows; r += 4) {
-      attend_rows<4, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
+      attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
     }
     for (; r + 2 <= rows; r += 2) {
-      attend_rows<2, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
+      attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
     }
-    if (r < rows) {
-      attend_rows<1, T, T>(a, row + r, key, n, k, v, q + r * dim, o + r * value_dim, scores);
-    }
+    if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
   }
 }
 
@@ -181,7 +212,7 @@ inline bool dot_serves(const Attention& a, const WorkItem& w) {
 }
 
 inline int64_t dot_scratch_floats(const Attention& a) {
-  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kBlockKeys;
+  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
 }
 
 inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {

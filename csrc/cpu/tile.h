@@ -18,8 +18,9 @@ constexpr int kPanelVecs = 3, kTileRows = 8;
 constexpr int kPanelVecs = 3, kTileRows = 4;
 #endif
 constexpr int kPanel = kPanelVecs * kLanes;
-constexpr int kPanelsPerBlock = 4;
-constexpr int kBlockKeys = 64;
+// One block's queries, outputs, keys and values in float32 stay within a 512 KB second-level cache.
+constexpr int kPanelsPerBlock = 192 / kPanel;
+constexpr int kBlockKeys = 128;
 
 // C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
 // B and C have kPanel columns. Without `keep`, C is overwritten.
