@@ -11,7 +11,7 @@ from mainboard.platforms.candidates import Candidate, candidates
 from mainboard.platforms.decision import Request, Selection, answers_to, decide, request_from
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
 from mainboard.plugins.loading import PLATFORM_PLUGINS_GROUP, load_plugins_by_group
-from mainboard.plugins.log import get_logger
+from mainboard.plugins.log import debug, get_logger
 from mainboard.plugins.turn import running, turn
 from mainboard.plugins.worker import PARENT_PLATFORM
 
@@ -223,6 +223,7 @@ def _choose(
                 chosen = _of(found, decision.chosen)
                 platform = chosen.build()
                 if platform is not None:
+                    debug("%s", decision.reason)
                     for warning in decision.warnings:
                         get_logger().warning("%s", warning)
                     return platform, decision, None

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from mainboard.plugins.entry_points import EntryPoint, read
@@ -163,4 +164,5 @@ def _prune(folder: str) -> None:
     if len(files) > _KEPT_FILES:
         files.sort(key=lambda entry: entry.stat().st_mtime_ns)
         for entry in files[: len(files) - _KEPT_FILES // 2]:
-            os.unlink(entry.path)
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)

@@ -80,8 +80,8 @@ def _merge(
 
 
 def _search_path() -> list[str]:
-    """`sys.path` as absolute paths, each once."""
-    return list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+    """`sys.path` as absolute paths, each once; like an import, passing over what is no string."""
+    return list(dict.fromkeys(os.path.abspath(path) for path in sys.path if isinstance(path, str)))
 
 
 def _in_protocol(group: str) -> bool:

@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import os
+import sys
 import time
 import zipfile
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from mainboard.plugins.discovery import discover_group, find
+from mainboard.plugins.discovery import discover, discover_group, find
 from mainboard.plugins.entry_points import normalize, parse
 
 REPORT = """
@@ -249,3 +252,41 @@ def test_old_cache_files_are_forgotten(run, tmp_path):
     assert os.path.basename(file) in left
     assert len(left) == 32
     assert "0.txt" not in left
+
+
+def test_what_is_no_string_on_the_path_is_passed_over(monkeypatch, tmp_path):
+    """As an import passes over it."""
+    make_distribution(tmp_path, "first", entries="one = a:b")
+    monkeypatch.setattr(sys, "path", [tmp_path, b"bytes", str(tmp_path)])
+    assert [entry.name for entry in discover_group("vllm.general_plugins")] == ["one"]
+
+
+class Frozen:
+    """A finder with distributions of its own, as a frozen program has."""
+
+    class Known:
+        """One distribution."""
+
+        metadata: ClassVar = {"Name": "Frozen_In"}
+        version = "7"
+        entry_points = (SimpleNamespace(group="vllm.general_plugins", name="cold", value="a:b"),)
+
+    def find_spec(self, *_):
+        """Find no module."""
+
+    def find_distributions(self, context):
+        """Find the one distribution."""
+        yield self.Known()
+
+
+def test_finders_of_other_kinds_are_asked_and_nothing_is_cached(monkeypatch, tmp_path):
+    """What they know has no directory whose change could be seen."""
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Frozen()])
+    monkeypatch.setenv("MAINBOARD_CACHE", str(tmp_path))
+    for _ in range(2):
+        result = discover()
+        assert ("Frozen_In", "7", "cold") in {
+            (e.distribution, e.version, e.name) for e in result.entries
+        }
+        assert (result.cache_file, result.cache_note) == (None, "off")
+    assert os.listdir(tmp_path) == []
