@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = ["LibraryInfo", "libraries", "library"]
@@ -24,9 +25,10 @@ class LibraryInfo:
 
 def _folder() -> Path:
     # The kernels package may live outside this folder (an editable installation).
-    import mainboard.kernels
-
-    return Path(mainboard.kernels.__file__).parent
+    spec = find_spec("mainboard.kernels")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def library(device: str) -> LibraryInfo | None:
