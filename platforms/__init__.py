@@ -77,6 +77,9 @@ def __getattr__(name: str) -> "Any":
 
     if name == "current_platform":
         return import_module("mainboard.platforms.resolve").current()
+    if name == "_current_platform":
+        # vLLM's name for the platform as far as it is resolved; writing it goes through the alias.
+        return globals().get("current_platform")
     if name == "load_plugins_by_group":
         # Not kept: hosts replace it here to stand in for installed plugins (see resolve).
         return import_module("mainboard.plugins").load_plugins_by_group
