@@ -52,7 +52,7 @@ def read_memory_field(machine: Machine, name: str, file: str = "proc/meminfo") -
         key, _, value = line.partition(":")
         # A NUMA node's file writes "Node 0 MemTotal".
         if key.split()[-1:] == [name]:
-            number, unit = (*value.split(), "")[:2]
+            number, _, unit = value.strip().partition(" ")
             return int(number) * (1024 if unit == "kB" else 1) if number.isdecimal() else None
     return None
 

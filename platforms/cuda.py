@@ -9,7 +9,12 @@ from typing import Any, ClassVar
 
 from mainboard.errors import PlatformUnavailableError
 from mainboard.platforms import cuda_probe
-from mainboard.platforms.cuda_probe import CudaDevice, Inventory
+from mainboard.platforms.cuda_inventory import (
+    CudaDevice,
+    Inventory,
+    NvmlUnavailable,
+    read_inventory,
+)
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Decline, answer
@@ -92,8 +97,8 @@ class CudaPlatform(CudaPlatformBase):
             PlatformUnavailableError: the driver cannot be asked.
         """
         try:
-            return cuda_probe.read_inventory(this_machine())
-        except (Decline, cuda_probe.NvmlUnavailable) as no:
+            return read_inventory(this_machine())
+        except (Decline, NvmlUnavailable) as no:
             raise PlatformUnavailableError(
                 f"platform {cls.device_name!r} was asked for its devices, but {no.reason}; "
                 f"{no.remedy or 'use NonNvmlCudaPlatform'}"

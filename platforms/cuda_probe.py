@@ -4,93 +4,27 @@ The look is cheap first: device nodes and the PCI bus, then the environment, the
 then permissions. Only when all of those say yes is the driver asked, in a process of its own.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple
 
-from mainboard.platforms.bounded import ask, time_limit
+from mainboard.platforms.cuda_inventory import (
+    GIVE_DEVICES,
+    CudaDevice,
+    Inventory,
+    NvmlUnavailable,
+    is_jetson,
+    read_inventory,
+)
 from mainboard.platforms.machine import Machine
 from mainboard.platforms.probing import Activation, Decline
-from mainboard.platforms.torch_build import TorchBuild, find_package, find_torch
-from mainboard.platforms.values import DeviceCapability
+from mainboard.platforms.torch_build import TorchBuild, find_torch
 
-__all__ = [
-    "CudaDevice",
-    "Inventory",
-    "NvmlUnavailable",
-    "examine",
-    "read_inventory",
-    "resolve_entries",
-    "visibility",
-]
+__all__ = ["examine", "resolve_entries", "visibility"]
 
 _VENDOR = 0x10DE
 _CONTROL = "CUDA_VISIBLE_DEVICES"
 _WITH_NVML = "mainboard.platforms.cuda.CudaPlatform"
 _WITHOUT_NVML = "mainboard.platforms.cuda.NonNvmlCudaPlatform"
-_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_inventory.py")
-_GIVE_DEVICES = "a container must be started with devices: docker run --gpus all"
-
-# What NVML's errors mean for a user: reason code, sentence, remedy.
-_ERRORS = {
-    "NVMLError_DriverNotLoaded": (
-        "driver_not_loaded",
-        "the NVIDIA driver is installed but not loaded",
-        "load it (modprobe nvidia) or restart the machine",
-    ),
-    "NVMLError_LibRmVersionMismatch": (
-        "driver_mismatch",
-        "the loaded NVIDIA driver and its library are of different versions",
-        "restart the machine, or reload the driver's modules",
-    ),
-    "NVMLError_NoPermission": (
-        "permission_denied",
-        "the NVIDIA driver refuses this user",
-        "give the user access to /dev/nvidia*",
-    ),
-}
-
-
-class CudaDevice(NamedTuple):
-    """One device by its physical id, as NVML describes it; `memory` is None if it shares RAM."""
-
-    id: int
-    name: str
-    uuid: str
-    capability: DeviceCapability
-    memory: int | None
-    pci: str
-    mig: tuple[str, ...] = ()
-
-
-class Inventory(NamedTuple):
-    """Every device of the machine, visible or not, and what is wrong with the others."""
-
-    driver: str
-    devices: tuple[CudaDevice, ...]
-    faults: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain JSON types."""
-        devices = [
-            {
-                **device._asdict(),
-                "capability": device.capability.as_version_str(),
-                "mig": list(device.mig),
-            }
-            for device in self.devices
-        ]
-        return {"driver": self.driver, "devices": devices, "faults": list(self.faults)}
-
-
-class NvmlUnavailable(Exception):
-    """CUDA's driver is there, and NVML is not; `code`, `reason` and `remedy` say why."""
-
-    def __init__(self, code: str, reason: str, remedy: str | None) -> None:
-        super().__init__(reason)
-        self.code, self.reason, self.remedy = code, reason, remedy
 
 
 def examine(machine: Machine) -> Activation:
@@ -162,110 +96,6 @@ def _means(entry: str, device: CudaDevice) -> bool:
     return any(uuid.startswith(entry) for uuid in (device.uuid, *device.mig))
 
 
-@cache
-def read_inventory(machine: Machine) -> Inventory:
-    """Ask the driver for its devices, for a bounded time, once.
-
-    Raises:
-        NvmlUnavailable: CUDA can work, but NVML cannot be asked.
-        Decline: the driver cannot be used.
-    """
-    folder = find_package(machine, "pynvml")
-    outcome = ask(_SCRIPT, [folder or ""], time_limit())
-    if outcome.output is None:
-        raise Decline(
-            "driver_no_answer",
-            f"the NVIDIA driver does not answer: {outcome.problem}",
-            "see `nvidia-smi` and the kernel's log; MAINBOARD_PROBE_TIMEOUT=<seconds> waits longer",
-        )
-    answer = _parse(outcome.output)
-    if answer is None or outcome.problem:
-        raise Decline(
-            "driver_error",
-            f"asking the NVIDIA driver failed: {outcome.problem or 'its answer is no JSON'}",
-            "see `nvidia-smi` and the kernel's log",
-            outcome.output,
-        )
-    if "error" in answer:
-        raise _explain(machine, answer)
-    return _inventory(answer)
-
-
-def _parse(output: str) -> dict[str, Any] | None:
-    """The JSON in the last line; libraries may print others before it."""
-    import json
-
-    lines = output.strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _inventory(answer: dict[str, Any]) -> Inventory:
-    working = [entry for entry in answer["devices"] if "error" not in entry]
-    faults = tuple(
-        f"device {entry['id']} does not work: {entry['message']}"
-        for entry in answer["devices"]
-        if "error" in entry
-    )
-    if not working:
-        raise Decline(
-            "driver_error" if faults else "no_devices_reported",
-            "; ".join(faults) or "the NVIDIA driver answers, but reports no device",
-            f"see `nvidia-smi`; {_GIVE_DEVICES}",
-        )
-    devices = [
-        CudaDevice(
-            **{
-                **entry,
-                "capability": DeviceCapability(*entry["capability"]),
-                "mig": tuple(entry["mig"]),
-            }
-        )
-        for entry in working
-    ]
-    return Inventory(answer["driver"], tuple(devices), faults)
-
-
-def _explain(machine: Machine, answer: dict[str, Any]) -> Exception:
-    """What an error of NVML, or its absence, means here."""
-    error, message, has_cuda = answer["error"], answer["message"], answer["cuda"]
-    if error in _ERRORS:
-        code, reason, remedy = _ERRORS[error]
-        return Decline(code, f"{reason} ({message})", remedy)
-    if not has_cuda:
-        return Decline(
-            "driver_library_missing",
-            f"CUDA's driver library (libcuda) cannot be loaded, nor can NVML ({message})",
-            f"install the NVIDIA driver's libraries; {_GIVE_DEVICES}",
-        )
-    if error in ("ImportError", "ModuleNotFoundError"):
-        return NvmlUnavailable(
-            "nvml_missing",
-            "the Python package nvidia-ml-py is not installed, so torch is asked instead",
-            "pip install nvidia-ml-py, to learn of devices without starting them",
-        )
-    if error == "NVMLError_LibraryNotFound":
-        return NvmlUnavailable(
-            "nvml_library_missing",
-            "NVML's library is not here, so torch is asked instead",
-            "in a container, add `utility` to NVIDIA_DRIVER_CAPABILITIES",
-        )
-    if _is_jetson(machine) or machine.in_wsl:
-        return NvmlUnavailable(
-            "nvml_unsupported",
-            f"NVML does not serve it ({message}), so torch is asked instead",
-            None,
-        )
-    return Decline(
-        "driver_error",
-        f"the NVIDIA driver answers with {error}: {message}",
-        "see `nvidia-smi` and the kernel's log",
-    )
-
-
 def _find_hardware(machine: Machine) -> str:
     """The file that shows an NVIDIA device which this system can reach."""
     nodes = _nodes(machine)
@@ -282,12 +112,12 @@ def _find_hardware(machine: Machine) -> str:
             "if it is an NVIDIA device, install NVIDIA's driver in Windows",
         )
     on_bus = [device.address for device in machine.pci_devices if device.vendor == _VENDOR]
-    if on_bus or _is_jetson(machine):
+    if on_bus or is_jetson(machine):
         where = f"on the PCI bus ({', '.join(on_bus)})" if on_bus else "part of this board"
         raise Decline(
             "driver_missing",
             f"an NVIDIA device is {where}, but there is no device node for it under /dev",
-            f"install or load the NVIDIA driver; {_GIVE_DEVICES}",
+            f"install or load the NVIDIA driver; {GIVE_DEVICES}",
         )
     raise Decline("hardware_absent", "no NVIDIA device is on this machine")
 
@@ -295,15 +125,9 @@ def _find_hardware(machine: Machine) -> str:
 def _nodes(machine: Machine) -> list[str]:
     """Device nodes of GPUs, as paths of the machine."""
     names = [name for name in machine.names("dev") if re.fullmatch(r"nvidia\d+", name)]
-    if not names and _is_jetson(machine):
+    if not names and is_jetson(machine):
         names = [name for name in ("nvhost-gpu", "nvgpu", "nvmap") if machine.exists(f"dev/{name}")]
     return [f"/dev/{name}" for name in names]
-
-
-def _is_jetson(machine: Machine) -> bool:
-    """Whether this is one of NVIDIA's boards, whose GPU is not on a PCI bus."""
-    board = machine.text("proc/device-tree/compatible") or ""
-    return "nvidia,tegra" in board or machine.exists("etc/nv_tegra_release")
 
 
 def _check_permission(machine: Machine) -> None:

@@ -42,6 +42,15 @@ __all__ = [
     "set_assigned_physical_gpu_ids",
 ]
 
+# Reading a member from its enumeration takes longer than the questions below.
+_CUDA, _ROCM, _TPU, _XPU = (
+    PlatformEnum.CUDA,
+    PlatformEnum.ROCM,
+    PlatformEnum.TPU,
+    PlatformEnum.XPU,
+)
+_CPU, _OOT, _UNSPECIFIED = PlatformEnum.CPU, PlatformEnum.OOT, PlatformEnum.UNSPECIFIED
+
 PLATFORM_API_VERSION = (1, 0)
 """Major: something promised went or changed. Minor: something optional was added."""
 
@@ -78,23 +87,23 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
 
     def is_cuda(self) -> bool:
         """Whether this is NVIDIA's platform."""
-        return self._enum is PlatformEnum.CUDA
+        return self._enum is _CUDA
 
     def is_rocm(self) -> bool:
         """Whether this is AMD's platform."""
-        return self._enum is PlatformEnum.ROCM
+        return self._enum is _ROCM
 
     def is_tpu(self) -> bool:
         """Whether this is Google's platform."""
-        return self._enum is PlatformEnum.TPU
+        return self._enum is _TPU
 
     def is_xpu(self) -> bool:
         """Whether this is Intel's GPU platform."""
-        return self._enum is PlatformEnum.XPU
+        return self._enum is _XPU
 
     def is_cpu(self) -> bool:
         """Whether this is the host's processor."""
-        return self._enum is PlatformEnum.CPU
+        return self._enum is _CPU
 
     def is_zen_cpu(self) -> bool:
         """Whether this is a processor served by AMD's own CPU library; the default is no."""
@@ -102,15 +111,15 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
 
     def is_out_of_tree(self) -> bool:
         """Whether a package declares this platform as its own kind (`PlatformEnum.OOT`)."""
-        return self._enum is PlatformEnum.OOT
+        return self._enum is _OOT
 
     def is_unspecified(self) -> bool:
         """Whether no platform was chosen."""
-        return self._enum is PlatformEnum.UNSPECIFIED
+        return self._enum is _UNSPECIFIED
 
     def is_cuda_alike(self) -> bool:
         """Whether torch presents the device through `torch.cuda`."""
-        return self._enum in (PlatformEnum.CUDA, PlatformEnum.ROCM)
+        return self._enum is _CUDA or self._enum is _ROCM
 
     def uses_host_device_handling(self) -> bool:
         """Whether tensors stay on the host while the device works; the default is no."""

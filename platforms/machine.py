@@ -6,6 +6,7 @@ A file that cannot be read is an absent fact, never an error.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -17,6 +18,9 @@ __all__ = ["Machine", "PciDevice", "cpu_architecture", "parse_id_list", "this_ma
 
 # PCI class codes: 0x03 is a display controller, 0x12 a processing accelerator.
 _COMPUTE_CLASSES = ("0x03", "0x12")
+
+# More processors than any kernel can be built for; a list that says more is damaged.
+_MOST_IDS = 1 << 16
 
 
 class PciDevice(NamedTuple):
@@ -68,7 +72,7 @@ class Machine:
     def number(self, name: str) -> int | None:
         """The decimal number that is a file's whole content, or None."""
         text = self.text(name)
-        return int(text) if text and text.lstrip("-").isdecimal() else None
+        return int(text) if text and text.removeprefix("-").isdecimal() else None
 
     def names(self, name: str) -> list[str]:
         """The sorted names in a directory; none when it cannot be read."""
@@ -101,9 +105,9 @@ class Machine:
             folder = f"sys/bus/pci/devices/{address}"
             if not (self.text(f"{folder}/class") or "").startswith(_COMPUTE_CLASSES):
                 continue
-            vendor, device = self.text(f"{folder}/vendor"), self.text(f"{folder}/device")
-            if vendor and device:
-                yield PciDevice(address, int(vendor, 16), int(device, 16))
+            ids = [self.text(f"{folder}/{name}") or "" for name in ("vendor", "device")]
+            if all(re.fullmatch("0x[0-9a-fA-F]+", text) for text in ids):
+                yield PciDevice(address, int(ids[0], 16), int(ids[1], 16))
 
 
 @cache
@@ -136,7 +140,7 @@ def parse_id_list(text: str | None) -> tuple[int, ...]:
     for part in (text or "").split(","):
         first, _, last = part.strip().partition("-")
         if first.isdecimal() and (last.isdecimal() or not last):
-            numbers.update(range(int(first), int(last or first) + 1))
+            numbers.update(range(int(first), min(int(last or first), _MOST_IDS) + 1))
     return tuple(sorted(numbers))
 
 

@@ -5,6 +5,8 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mainboard.platforms import cpu_features
 from mainboard.platforms.cgroup import read_limits
@@ -17,6 +19,7 @@ RECORDS = [
     "docker-cgroup1-host-paths",
     "epyc-vm-cgroup1",
     "graviton3",
+    "h100-vm",
     "power10",
     "riscv-k1",
     "sapphire-rapids-cgroup2",
@@ -224,3 +227,48 @@ def test_facts_are_json(machines: Any) -> None:
     """Everything `mainboard env` shows of the processor is made of JSON types."""
     facts = read_cpu_facts(machines.from_record("graviton3")).to_dict()
     assert facts == json.loads(json.dumps(facts))
+
+
+ARCHITECTURES = ["x86_64", "aarch64", "ppc64le", "s390x", "riscv64", "sparc64", ""]
+
+# Lines as they are in /proc and /sys, and damage to them.
+_WORDS = st.sampled_from(
+    [
+        *("flags", "Features", "isa", "cpu", "features", "processor 0", "rv64imv_zvfh", "POWER"),
+        *("avx2 fma", "-1", "--5", "0-99999999999", "9" * 30, "MemTotal", "12 kB", "kB"),
+        *("0::/a", "cgroup2", " - ", "/", "max"),
+    ]
+)
+_TEXTS = st.lists(
+    st.lists(_WORDS | st.text(max_size=6), max_size=4).map(": ".join), max_size=4
+).map("\n".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    architecture=st.sampled_from(ARCHITECTURES),
+    texts=st.lists(_TEXTS, min_size=8, max_size=8),
+)
+def test_damaged_files_never_fail(architecture: str, texts: list[str]) -> None:
+    """Whatever stands in the files, facts come out, and they can be used and shown."""
+    names = ["proc/cpuinfo", "proc/meminfo", "proc/self/status", "proc/self/cgroup"]
+    names += ["proc/self/mountinfo", "sys/devices/system/cpu/online"]
+    names += ["sys/devices/system/node/online", "sys/fs/cgroup/memory.max"]
+    files = dict(zip(names, texts, strict=True))
+    machine = InMemory("/nowhere", {}, system="linux", architecture=architecture, import_path=[])
+    machine.files = files
+    facts = read_cpu_facts(machine)
+    assert 1 <= facts.recommended_threads <= max(1, len(facts.topology.online))
+    assert 0 <= facts.memory().free <= facts.memory().total
+    assert json.dumps(facts.to_dict())
+
+
+class InMemory(Machine):
+    """A machine whose files are a dictionary."""
+
+    files: dict[str, str]
+
+    def text(self, name: str, limit: int = -1) -> str | None:
+        """The beginning of a file, if there is one."""
+        found = self.files.get(name.lstrip("/"))
+        return None if found is None else found[: None if limit < 0 else limit].strip()

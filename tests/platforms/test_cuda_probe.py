@@ -5,6 +5,7 @@ NVML's answers are those of a mock (see conftest.py); its files are recorded or 
 
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from mainboard.errors import PlatformUnavailableError
-from mainboard.platforms import cuda, cuda_probe, nvml_inventory
+from mainboard.platforms import cuda, cuda_inventory, nvml_inventory
 from mainboard.platforms.bounded import Outcome
 from mainboard.platforms.cuda import CudaPlatform
 from mainboard.platforms.values import DeviceCapability
@@ -103,7 +104,7 @@ def test_decline(
 
 def test_error_of_libraries_that_are_not_here(machines: Any, two_devices: Any) -> None:
     """Where neither NVML nor CUDA's library can be loaded, the driver's libraries are missing."""
-    if nvml_inventory._has_libcuda():
+    if nvml_inventory._libcuda():
         pytest.skip("libcuda is on this machine")
     machines.install_torch(cuda="13.0")
     machines.install_nvml(two_devices, "raise NVMLError_LibraryNotFound('NVML Not Found')")
@@ -131,9 +132,8 @@ def test_cuda_without_nvml(
 ) -> None:
     """Where CUDA's library is there and only NVML is not, torch is asked instead."""
     machines.install_torch(cuda="13.0")
-    printed = json.dumps({"error": answer[0], "message": answer[1], "cuda": True})
-    outcome = Outcome(printed, None, 1.0)
-    monkeypatch.setattr(cuda_probe, "ask", lambda *_: outcome)
+    outcome = Outcome("\t".join(["error", *answer, "cuda"]) + "\nend\n", None, 1.0)
+    monkeypatch.setattr(cuda_inventory, "ask", lambda *_: outcome)
     verdict = cuda.probe(machines.from_record(record))
     assert (State.ACTIVATED, code) == (verdict.state, verdict.code)
     assert "mainboard.platforms.cuda.NonNvmlCudaPlatform" == verdict.value
@@ -143,9 +143,8 @@ def test_cuda_without_nvml(
 def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is shown by its name and its words."""
     machines.install_torch(cuda="13.0")
-    printed = json.dumps({"error": "NVMLError_Unknown", "message": "Unknown Error", "cuda": True})
-    outcome = Outcome(printed, None, 1.0)
-    monkeypatch.setattr(cuda_probe, "ask", lambda *_: outcome)
+    outcome = Outcome("error\tNVMLError_Unknown\tUnknown Error\tcuda\nend\n", None, 1.0)
+    monkeypatch.setattr(cuda_inventory, "ask", lambda *_: outcome)
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
     assert "driver_error" == verdict.code
     assert "NVMLError_Unknown: Unknown Error" in verdict.reason
@@ -176,6 +175,22 @@ def test_torch_that_says_nothing(machines: Any, damage: str) -> None:
     assert str(version) in verdict.reason
 
 
+def test_inventory_script_alone() -> None:
+    """The script without pynvml says so, in lines that end; what it postpones still works."""
+    script = nvml_inventory.__file__
+    run = [sys.executable, "-I", "-S"]
+    done = subprocess.run([*run, script], capture_output=True, text=True, check=True)
+    assert "error\tModuleNotFoundError\tNo module named 'pynvml'\t" in done.stdout
+    assert "end" == done.stdout.splitlines()[-1]
+    code = (
+        f"import runpy, sys; runpy.run_path({script!r})['_postpone_ctypes_util']()\n"
+        "from ctypes.util import find_library; print('subprocess' in sys.modules)\n"
+        "found = find_library('c'); import ctypes.util; print(found == ctypes.util.find_library('c'))"
+    )
+    done = subprocess.run([*run, "-c", code], capture_output=True, text=True, check=True)
+    assert ["False", "True"] == done.stdout.split()
+
+
 @pytest.mark.parametrize("denied", [["dev/nvidiactl"], ["dev/nvidia0", "dev/nvidia1"]])
 def test_permission(machines: Any, denied: list[str]) -> None:
     """A user who may not use the nodes is told which ones."""
@@ -201,6 +216,14 @@ def test_activation(machines: Any, two_devices: Any) -> None:
     assert (State.ACTIVATED, "available") == (verdict.state, verdict.code)
     assert "mainboard.platforms.cuda.CudaPlatform" == verdict.value
     assert "2 visible: NVIDIA A100, NVIDIA L4; driver 580.65.06" == verdict.reason
+
+
+def test_activation_on_a_recorded_machine(machines: Any, two_devices: Any) -> None:
+    """The files of a machine with one H100 lead to its device; NVML's answer is the mock's."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml([{**two_devices[0], "name": "NVIDIA H100 80GB HBM3"}])
+    verdict = cuda.probe(machines.from_record("h100-vm"))
+    assert "1 visible: NVIDIA H100 80GB HBM3; driver 580.65.06" == verdict.reason
 
 
 def test_one_lost_device(machines: Any, two_devices: Any) -> None:
