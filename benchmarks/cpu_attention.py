@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-import mainboard.kernels as kernels
+from mainboard import kernels
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 128
 # Decode alternates over this many caches' worth of keys, so that none stays in the processor's cache.

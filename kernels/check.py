@@ -1,5 +1,7 @@
 """What `MAINBOARD_CHECK=1` looks at: values on the device, at the price of a synchronisation."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 __all__ = ["lengths", "slots"]
@@ -41,7 +43,7 @@ def lengths(
     if cu_seqlens_k is not None:
         most = k.shape[0] if block_table is None else room[0] * batch if batch else 0
         offsets = _offsets("cu_seqlens_k", cu_seqlens_k, most)
-        used = [end - begin for begin, end in zip(offsets, offsets[1:], strict=False)]
+        used = [end - begin for begin, end in pairwise(offsets)]
         if block_table is None:
             room = [k.shape[0] - begin for begin in offsets[:-1]]
     if seqused_k is not None:

@@ -117,7 +117,9 @@ def load() -> KernelLevel:
         return KernelLevel.COMPILED
     if forced is KernelLevel.COMPILED:
         raise KernelUnavailableError(f"{SETTING} is 'compiled', but {library.reason}")
-    logger.warning("Attention runs on the plain PyTorch reference, which is slow: %s", library.reason)
+    logger.warning(
+        "Attention runs on the plain PyTorch reference, which is slow: %s", library.reason
+    )
     return KernelLevel.REFERENCE
 
 

@@ -147,9 +147,7 @@ def reshape_and_cache(
         ValueError: shapes, strides or devices that do not fit.
     """
     k_scale, v_scale = _scale(k_scale, key), _scale(v_scale, key)
-    validate.reshape_and_cache(
-        key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale
-    )
+    validate.reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
     if _CHECK_VALUES:
         check.slots(key_cache, slot_mapping)
     _OPS.reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)

@@ -5,6 +5,8 @@ sequence after another; this is the specification, not a fast path. Arithmetic i
 `precision` where a test asks for more.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,7 @@ FP8_LIMITS = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 def sequence_bounds(cu_seqlens: Tensor) -> list[tuple[int, int]]:
     """Begin and end of every sequence."""
-    offsets = cu_seqlens.tolist()
-    return list(zip(offsets, offsets[1:], strict=False))
+    return list(pairwise(cu_seqlens.tolist()))
 
 
 def _keys_of(
@@ -27,12 +28,12 @@ def _keys_of(
     """The keys (or values) of one sequence, [length, heads, dim]."""
     begin, length = 0, 0
     if cu_seqlens_k is not None:
-        begin, end = cu_seqlens_k[index].item(), cu_seqlens_k[index + 1].item()
-        length = int(end - begin)
+        begin, end = cu_seqlens_k[index : index + 2].tolist()
+        length = end - begin
     if seqused_k is not None:
         length = int(seqused_k[index].item())
     if block_table is None:
-        return cache[int(begin) : int(begin) + length]
+        return cache[begin : begin + length]
     pages = -(-length // cache.shape[1])
     return cache[block_table[index, :pages].long()].flatten(0, 1)[:length]
 

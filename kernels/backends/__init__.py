@@ -1,0 +1,1 @@
+"""Attention backends: who owns a cache's layout on each platform."""
