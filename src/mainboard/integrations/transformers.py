@@ -31,6 +31,7 @@ from mainboard.errors import UnsupportedConfigurationError
 from mainboard.integrations import mask_patterns
 from mainboard.integrations.packing import Packing, Pattern, Runs
 from mainboard.kernels import attention
+from mainboard.kernels.token_views import over_rows
 
 __all__ = ["attention_forward", "attention_mask", "register"]
 
@@ -249,7 +250,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs, **options: An
         keys, values = (x.transpose(1, 2)[row, column] for x in (key, value))
         row_tokens = 0
     else:
-        keys, values, row_tokens = _tokens_in_place(key, value)
+        keys, values, row_tokens = over_rows(key.transpose(1, 2), value.transpose(1, 2))
     attention(
         # Free when a row is laid out token by token, as projections leave it.
         query.transpose(1, 2).reshape(batch * queries, heads, query.shape[3]),
@@ -264,32 +265,3 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs, **options: An
         **options,
     )
     return out
-
-
-def _row_tokens(x: Tensor) -> int | None:
-    """How many token strides one row of `[batch, heads, keys, dim]` is from the next, if whole."""
-    row, _, token, element = x.stride()
-    if x.shape[0] == 1 or x.shape[2] == 1:
-        row, token = (x.shape[2] * token, token) if x.shape[0] == 1 else (row, row)
-    fits = element == 1 and token > 0 and row % token == 0
-    return row // token if fits and x.shape[0] * (row // token) < 2**31 else None
-
-
-def _tokens_in_place(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Keys and values as `[tokens, heads, dim]` over the memory that they have.
-
-    In a cache that holds heads first, token t of row b is still t + b * (tokens per row) strides
-    from the start, once rows are counted in token strides: overlapping, but nothing is copied.
-    """
-    row_tokens = _row_tokens(key)
-    if row_tokens is None or row_tokens != _row_tokens(value):
-        key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (key, value))
-        row_tokens = key.shape[2]
-    tokens = (key.shape[0] - 1) * row_tokens + key.shape[2]
-
-    def view(x: Tensor) -> Tensor:
-        _, heads, keys, dim = x.shape
-        token = x.stride(2) if keys > 1 or x.shape[0] == 1 else x.stride(0)
-        return x.as_strided((tokens, heads, dim), (token, x.stride(1), 1))
-
-    return view(key), view(value), row_tokens
