@@ -77,6 +77,17 @@ def test_kernels_lists_every_operator(mainboard) -> None:
     assert report["failures"] == {}
 
 
+def test_kernels_has_the_support_matrix(mainboard) -> None:
+    """Dense, paged, fp8 caches and every feature are rows; each cell names what serves it."""
+    from mainboard.kernels.support import FEATURES
+
+    rows = mainboard("kernels", "--json", MAINBOARD_PLATFORM="cpu").json["matrix"]
+    cases = {row["case"] for row in rows if row["operator"] == "attention"}
+    assert cases >= {"dense", "paged", "float8_e4m3fn cache", *FEATURES}
+    for row in rows:
+        assert all(row[dtype] for dtype in ("float32", "float16", "bfloat16"))
+
+
 def test_kernels_forced_to_the_reference(mainboard) -> None:
     """When the reference is forced, no operator is said to be served by a kernel."""
     report = mainboard(

@@ -1,10 +1,10 @@
-"""`mainboard kernels`: which operators run here, who implements them, and in which dtypes."""
+"""`mainboard kernels`: which operators run here, and what serves each of their configurations."""
 
 import argparse
 from typing import Any
 
 from mainboard.cli.child import run_steps
-from mainboard.cli.matrix import MATRIX
+from mainboard.cli.matrix import MATRIX, OPERATORS
 from mainboard.cli.preparation import KERNELS, PLATFORM
 from mainboard.cli.questions import compiled_kernels, kernel_questions, show_questions
 from mainboard.cli.screen import Mark, Screen
@@ -29,7 +29,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "status": values.get(KERNELS),
         "compiled": compiled["libraries"],
         "questions": kernel_questions(compiled, values.get(KERNELS)),
-        "operators": values.get(MATRIX) or [],
+        "operators": values.get(OPERATORS) or [],
+        "matrix": values.get(MATRIX) or [],
         "failures": failures,
     }
 
@@ -43,15 +44,20 @@ def show(report: dict[str, Any], screen: Screen) -> None:
     """The libraries, the operators on this platform, and what failed."""
     show_questions(report["questions"], screen)
     _show_libraries(report, screen)
-    platform = report["platform"]
     if report["operators"]:
+        platform = report["platform"]
         screen.heading(f"Operators on {platform['device_type']} ({platform['device_name']})")
-        dtypes = ", ".join(platform["dtypes"])
-        rows = [
-            (row["operator"], row["dispatch_key"], row["served_by"], dtypes)
-            for row in report["operators"]
-        ]
-        screen.table(("operator", "dispatch key", "served by", "dtypes"), rows)
+        header = ("operator", "dispatch key", "served by")
+        screen.table(
+            header,
+            [
+                (row["operator"], row["dispatch_key"], row["served_by"])
+                for row in report["operators"]
+            ],
+        )
+    if report["matrix"]:
+        screen.heading("Support: what serves each configuration")
+        screen.table(tuple(report["matrix"][0]), [tuple(row.values()) for row in report["matrix"]])
     for step, failure in report["failures"].items():
         screen.line(Mark(f"To {step} failed: {failure['type']}: {failure['message']}", "bad"))
 

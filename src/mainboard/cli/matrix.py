@@ -5,16 +5,20 @@ from typing import Any
 from mainboard.cli.child import Steps
 from mainboard.cli.preparation import prepare
 
-__all__ = ["MATRIX", "steps"]
+__all__ = ["MATRIX", "OPERATORS", "steps"]
 
-MATRIX = "ask the dispatcher"
+OPERATORS = "ask the dispatcher"
 """The step whose value is the list of operators."""
+
+MATRIX = "ask for the support of each configuration"
+"""The step whose value is the support matrix."""
 
 
 def steps() -> Steps:
     """The preparation, then who implements each operator."""
     if (yield from prepare()):
-        yield MATRIX, _operators
+        yield OPERATORS, _operators
+        yield MATRIX, _matrix
 
 
 def _operators() -> list[dict[str, Any]]:
@@ -31,6 +35,13 @@ def _operators() -> list[dict[str, Any]]:
         }
         for name, schema in SCHEMAS.items()
     ]
+
+
+def _matrix() -> list[dict[str, str]]:
+    from mainboard.kernels.support import matrix
+    from mainboard.platforms import current_platform
+
+    return matrix(current_platform.device_type)
 
 
 def _implemented(operator: str, key: str) -> bool:
