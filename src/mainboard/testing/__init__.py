@@ -1,0 +1,1 @@
+"""Case objects that tests, benchmarks and support matrices share."""

@@ -1,0 +1,132 @@
+"""What the environment settings force, each in a fresh interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mainboard import build_info
+from mainboard.kernels import library
+
+CHECK_DRAWN = """
+from mainboard.testing.attention_cases import check_case, draw_case
+for seed in range({first}, {last}):
+    check_case(draw_case(seed))
+"""
+STATUS = "import json; from mainboard import kernels; print(json.dumps(kernels.status()))"
+CALL = """
+from mainboard.kernels import attention
+from mainboard.testing.attention_cases import AttentionCase
+given = AttentionCase((3, 4), (5, 40), page_size=16).inputs()
+{change}
+attention(given.q, given.k, given.v, **given.options)
+"""
+
+
+def run(code: str, tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, away from the checkout."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("MAINBOARD_")} | settings
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+
+def usable() -> tuple[str, ...]:
+    """Instruction sets that run on this machine."""
+    return library.libraries()[0].usable
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -> None:
+    """Each compiled variant can be forced by name, says so, and agrees with float64."""
+    if isa not in usable():
+        pytest.skip(f"{isa} is not compiled in or does not run on this processor: {usable()}")
+    done = run(CHECK_DRAWN.format(first=5000, last=5120) + STATUS, tmp_path, MAINBOARD_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["libraries"][0]["active"] == isa
+
+
+@pytest.mark.multiprocess
+def test_wrong_instruction_set_is_an_error(tmp_path: Path) -> None:
+    """A variant that is not there is refused with those that are."""
+    done = run(STATUS, tmp_path, MAINBOARD_CPU_ISA="avx9000")
+    assert done.returncode != 0
+    assert "KernelUnavailableError: MAINBOARD_CPU_ISA is 'avx9000'" in done.stderr
+    assert f"usable on this processor: {', '.join(usable())}" in done.stderr
+
+
+@pytest.mark.multiprocess
+def test_reference_can_be_forced(tmp_path: Path) -> None:
+    """MAINBOARD_KERNELS=reference loads no library and still gives the right answers."""
+    code = (
+        CHECK_DRAWN.format(first=0, last=20)
+        + "import torch\n"
+        + "assert not torch._C._dispatch_has_kernel_for_dispatch_key('mainboard::attention', 'CPU')\n"
+        + STATUS
+    )
+    done = run(code, tmp_path, MAINBOARD_KERNELS="reference")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["level"] == "reference"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("triton", "MAINBOARD_KERNELS is 'triton', but this release has no Triton kernels"),
+        ("fast", "MAINBOARD_KERNELS is 'fast'; expected one of compiled, triton, reference"),
+    ],
+)
+def test_levels_that_are_not_there_are_errors(level: str, message: str, tmp_path: Path) -> None:
+    """A level that cannot be had is refused, not replaced."""
+    done = run(STATUS, tmp_path, MAINBOARD_KERNELS=level)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+@pytest.mark.multiprocess
+def test_library_that_does_not_load_falls_back_loudly(tmp_path: Path) -> None:
+    """A damaged library leaves the reference running, with a warning that says why."""
+    info = build_info.library("cpu")
+    assert info is not None
+    broken = tmp_path / info.path.name
+    broken.write_bytes(b"not a library")
+    code = f"""
+import dataclasses, logging, pathlib
+logging.basicConfig()
+from mainboard import build_info
+found = dataclasses.replace(build_info.library("cpu"), path=pathlib.Path({str(broken)!r}))
+build_info.library = lambda device: found
+""" + CHECK_DRAWN.format(first=0, last=3)
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Attention runs on the plain PyTorch reference, which is slow" in done.stderr
+    assert f"{broken.name} does not load into torch" in done.stderr
+    forced = run(code, tmp_path, MAINBOARD_KERNELS="compiled")
+    assert "KernelUnavailableError: MAINBOARD_KERNELS is 'compiled', but" in forced.stderr
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("given.options['seqused_k'][1] = 99", "seqused_k[1] is 99; expected 0 to 80"),
+        ("given.options['block_table'][1, 2] = -5", "block_table[1][2] is -5; expected 0 to"),
+        ("given.options['cu_seqlens_q'][1] = 9", "cu_seqlens_q[1] is 9; expected ascending"),
+    ],
+)
+def test_values_are_checked_on_request(change: str, message: str, tmp_path: Path) -> None:
+    """MAINBOARD_CHECK=1 finds wrong lengths and pages on any device, the reference included."""
+    done = run(
+        CALL.format(change=change), tmp_path, MAINBOARD_CHECK="1", MAINBOARD_KERNELS="reference"
+    )
+    assert f"ValueError: {message}" in done.stderr

@@ -1,0 +1,101 @@
+"""The operators as PyTorch sees them: schemas, fake kernels, torch.compile, reference."""
+
+import pytest
+import torch
+
+from mainboard.kernels import attention, merge_attention_states, reference, reshape_and_cache
+from mainboard.kernels.schema import SCHEMAS
+from mainboard.testing.attention_cases import AttentionCase, assert_close, draw_case
+
+OPS = torch.ops.mainboard
+
+
+def attention_arguments(case: AttentionCase) -> tuple[object, ...]:
+    """The raw operator's arguments for a case."""
+    given = case.inputs()
+    o = given.options
+    out = given.q.new_zeros(given.q.shape[0], case.heads, case.values)
+    lse = torch.zeros(case.heads, given.q.shape[0])
+    return (
+        given.q, given.k, given.v, out, lse, o["cu_seqlens_q"], o.get("cu_seqlens_k"),
+        o.get("seqused_k"), o.get("block_table"), o["max_seqlen_q"], o["max_seqlen_k"],
+        case.head_dim**-0.5, case.causal, *case.window, case.softcap, o.get("alibi_slopes"),
+        o.get("sinks"), o.get("k_scale"), o.get("v_scale"), case.deterministic,
+    )  # fmt: skip
+
+
+def cache_arguments() -> tuple[object, ...]:
+    """The raw operator's arguments."""
+    key, value = torch.randn(2, 5, 2, 64).unbind(0)
+    caches = [torch.zeros(3, 16, 2, 64) for _ in range(2)]
+    return key, value, *caches, torch.arange(5), None, None
+
+
+def merge_arguments() -> tuple[object, ...]:
+    """The raw operator's arguments."""
+    a, b = torch.randn(5, 2, 64), torch.randn(5, 2, 64)
+    return torch.empty_like(a), torch.empty(2, 5), a, torch.randn(2, 5), b, torch.randn(2, 5)
+
+
+CALLS = {
+    "attention dense": ("attention", lambda: attention_arguments(AttentionCase((3, 1), (9, 30)))),
+    "attention paged": (
+        "attention",
+        lambda: attention_arguments(AttentionCase((3, 1), (9, 30), page_size=16, sinks=True)),
+    ),
+    "reshape_and_cache": ("reshape_and_cache", cache_arguments),
+    "merge_attention_states": ("merge_attention_states", merge_arguments),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str) -> None:
+    """PyTorch's own checks pass: schema, mutation marks, fake kernel, autograd, AOT dispatch."""
+    operator, arguments = CALLS[name]
+    torch.library.opcheck(getattr(OPS, operator).default, arguments())
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_cpu_runs_the_compiled_kernel(name: str) -> None:
+    """The dispatcher has a CPU kernel of its own for every operator, beside the reference."""
+    for key in ("CPU", "CompositeExplicitAutograd"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mainboard::{name}", key)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_reference_agrees_with_float64(seed: int) -> None:
+    """The float32 reference, what other devices run, agrees with float64."""
+    case = draw_case(seed)
+    arguments = list(attention_arguments(case))
+    reference.attention(*arguments)
+    expected, expected_lse = case.expected(case.inputs())
+    assert_close(arguments[3], expected, case)
+    assert_close(arguments[4], expected_lse, case, "lse")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_compiles_without_a_break(page_size: int | None) -> None:
+    """`torch.compile(fullgraph=True)` takes the public calls and gives the same."""
+    case = AttentionCase((3, 1), (9, 30), page_size=page_size)
+    given = case.inputs()
+    a_lse = torch.randn(case.heads, 4)
+
+    def step(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = attention(q * 2, k, v, return_lse=True, **given.options)
+        return merge_attention_states(out, lse, q, a_lse)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(given.q, given.k, given.v), step(given.q, given.k, given.v))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_cache_writes_are_kept() -> None:
+    """Under torch.compile the caches passed in are the ones written."""
+    key, value, k_cache, v_cache, slots, _, _ = cache_arguments()
+    compiled = torch.compile(reshape_and_cache, fullgraph=True, backend="aot_eager")
+    compiled(key, value, k_cache, v_cache, slots)
+    assert torch.equal(k_cache[0, :5], key) and torch.equal(v_cache[0, :5], value)
