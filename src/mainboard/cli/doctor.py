@@ -94,7 +94,7 @@ def _platforms(
 
 def _check(step: Step) -> dict[str, Any]:
     family, _, dtype = step.name.rpartition(" in ")
-    unknown = {"passed": False, "error": None, "bound": None, "device": None, "milliseconds": None}
+    unknown = {"passed": False, "error": None, "bound": None, "device": None}
     row = {"name": step.name, "family": family, "dtype": dtype, "failure": step.failure}
     return row | (step.value or unknown)
 
