@@ -1,7 +1,7 @@
 """What importing Mainboard, finding plugins and choosing a platform cost, in fresh processes.
 
 Every sample is a new interpreter, started with `-S`: what `.pth` files import is in nobody's
-figure. The order of the samples is shuffled. "Extra distributions" are generated metadata
+figure. It imports `os` first, as an interpreter with `site` has. The order of the samples is shuffled. "Extra distributions" are generated metadata
 directories, 30 % of them with entry points, on a path of their own.
 
     python benchmarks/startup.py [--samples 15] [--json]
@@ -131,7 +131,7 @@ def sample(row: Row, folders: dict[int, Path], cache: Path) -> float:
     }
     # Installed code has its bytecode; the round that is not counted writes what is missing.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-S", "-P", "-c", row.program]
+    command = [sys.executable, "-S", "-P", "-c", f"import os\n{row.program}"]
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     wall = (time.perf_counter() - start) * 1e3
