@@ -279,9 +279,18 @@ class Frozen:
         yield self.Known()
 
 
+@pytest.fixture
+def frozen():
+    """The finder on `sys.meta_path`, in place: importlib-metadata puts its own there for good."""
+    finder = Frozen()
+    sys.meta_path.append(finder)
+    yield finder
+    sys.meta_path.remove(finder)
+
+
+@pytest.mark.usefixtures("frozen")
 def test_finders_of_other_kinds_are_asked_and_nothing_is_cached(monkeypatch, tmp_path):
     """What they know has no directory whose change could be seen."""
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Frozen()])
     monkeypatch.setenv("MAINBOARD_CACHE", str(tmp_path))
     for _ in range(2):
         result = discover()
