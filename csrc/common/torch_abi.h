@@ -40,14 +40,14 @@ int32_t aoti_torch_dtype_float8_e5m2();
 int32_t aoti_torch_dtype_int32();
 int32_t aoti_torch_dtype_int64();
 
-AOTITorchError aoti_torch_library_init_impl(
-    const char* ns, const char* key, const char* file, uint32_t line, TorchLibraryHandle*);
-AOTITorchError torch_library_impl(
-    TorchLibraryHandle, const char* name, void (*)(StableIValue*, uint64_t, uint64_t), uint64_t abi);
+AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* key, const char* file,
+                                            uint32_t line, TorchLibraryHandle*);
+AOTITorchError torch_library_impl(TorchLibraryHandle, const char* name,
+                                  void (*)(StableIValue*, uint64_t, uint64_t), uint64_t abi);
 
 AOTITorchError torch_get_num_threads(uint32_t*);
-AOTITorchError torch_parallel_for(
-    int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void* context);
+AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain,
+                                  void (*)(int64_t, int64_t, void*), void* context);
 }
 
 namespace mainboard {

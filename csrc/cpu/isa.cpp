@@ -50,8 +50,8 @@ static float merge_rows(const float* lse, int64_t stride, int64_t parts, float s
 
 static void merge(const float* lse, int64_t parts, int64_t dim, DType dtype, const char* const* in,
                   char* out, float* merged_lse) {
-  const float merged = merge_rows(lse, 1, parts, -INFINITY, static_cast<int>(dim), dtype, in, 1.0f,
-                                  dtype, out);
+  const float merged =
+      merge_rows(lse, 1, parts, -INFINITY, static_cast<int>(dim), dtype, in, 1.0f, dtype, out);
   if (merged_lse != nullptr) *merged_lse = merged;
 }
 
@@ -67,9 +67,9 @@ static void join(const Attention& a, const Join& j) {
     const int64_t head = w.kv_head * a.group + row % a.group;
     const int64_t index = w.sequence.query_begin + w.query_begin + row / a.group;
     const float sink = a.sinks == nullptr ? -INFINITY : a.sinks[head];
-    const float lse = merge_rows(first + dim, part, j.parts, sink, static_cast<int>(dim), DType::f32,
-                                 in, value_scale(a, w.kv_head), a.out.dtype,
-                                 a.out.at(index, 0, head));
+    const float lse =
+        merge_rows(first + dim, part, j.parts, sink, static_cast<int>(dim), DType::f32, in,
+                   value_scale(a, w.kv_head), a.out.dtype, a.out.at(index, 0, head));
     if (a.lse != nullptr) a.lse[head * a.lse_stride + index] = lse;
   }
 }

@@ -49,7 +49,8 @@ const Kernels& choose() {
   }
   throw std::invalid_argument(std::string("MAINBOARD_CPU_ISA is ") + name +
                               ", which is not compiled in or does not run on this processor; "
-                              "usable here:" + usable);
+                              "usable here:" +
+                              usable);
 }
 
 }  // namespace

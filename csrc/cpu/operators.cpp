@@ -159,7 +159,8 @@ void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
       const float lse[2] = {a_lse.data<float>()[h * a_lse.stride(0) + t * a_lse.stride(1)],
                             b_lse.data<float>()[h * b_lse.stride(0) + t * b_lse.stride(1)]};
       float* merged = nullptr;
-      if (out_lse) merged = out_lse->data<float>() + h * out_lse->stride(0) + t * out_lse->stride(1);
+      if (out_lse)
+        merged = out_lse->data<float>() + h * out_lse->stride(0) + t * out_lse->stride(1);
       kernels.merge(lse, 2, dim, to.dtype, rows, to.at(t, 0, h), merged);
     }
   });

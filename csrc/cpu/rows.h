@@ -43,7 +43,8 @@ inline void widen_row(DType dtype, const char* from, float* to, int n) {
   });
 }
 inline void narrow_row(const float* from, float factor, DType dtype, char* to, int n) {
-  with_type(dtype, [&](auto* type) { narrow(from, factor, reinterpret_cast<decltype(type)>(to), n); });
+  with_type(dtype,
+            [&](auto* type) { narrow(from, factor, reinterpret_cast<decltype(type)>(to), n); });
 }
 
 // Where key `position` of a sequence is stored.

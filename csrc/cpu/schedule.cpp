@@ -7,9 +7,9 @@
 namespace mainboard::cpu {
 namespace {
 
-constexpr int64_t kKeyGrain = 64;       // ranges of keys begin at multiples of this
-constexpr int64_t kFewestKeys = 256;    // a smaller range is not worth joining
-constexpr int64_t kFixedKeys = 2048;    // range of the deterministic mode
+constexpr int64_t kKeyGrain = 64;     // ranges of keys begin at multiples of this
+constexpr int64_t kFewestKeys = 256;  // a smaller range is not worth joining
+constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 
@@ -19,7 +19,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
   throw std::invalid_argument(entry + " is " + std::to_string(value) + "; expected " + expected);
 }
 
-std::string at(const char* name, int64_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+std::string at(const char* name, int64_t i) {
+  return std::string(name) + "[" + std::to_string(i) + "]";
+}
 
 // Reading a key costs about as much as eight rows of arithmetic on it.
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {

@@ -74,18 +74,18 @@ inline void multiply(int rows, int depth, const float* a, int64_t row, int64_t s
 
 // The running state of one panel of queries.
 struct Panel {
-  int vecs;                                // vectors in use
-  float* q;                                // [head_dim][kPanel], scaled
-  float* o;                                // [value_dim][kPanel]
-  float peak[kPanel], sum[kPanel];         // of the scores seen so far
-  float slope[kPanel];                     // ALiBi
-  int64_t position[kPanel];                // of each query among the keys
-  int64_t first[kPanel], last[kPanel];     // keys each query sees
-  Span any, all;                           // seen by some query, by every query
+  int vecs;                             // vectors in use
+  float* q;                             // [head_dim][kPanel], scaled
+  float* o;                             // [value_dim][kPanel]
+  float peak[kPanel], sum[kPanel];      // of the scores seen so far
+  float slope[kPanel];                  // ALiBi
+  int64_t position[kPanel];             // of each query among the keys
+  int64_t first[kPanel], last[kPanel];  // keys each query sees
+  Span any, all;                        // seen by some query, by every query
 };
 
-inline void load_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows, float* line,
-                       Panel& p) {
+inline void load_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
+                       float* line, Panel& p) {
   const float scale = score_scale(a, w.kv_head);
   const int dim = static_cast<int>(a.head_dim);
   const int64_t shift = w.sequence.keys - w.sequence.queries;
@@ -129,7 +129,8 @@ inline void shape_scores(const Attention& a, const Panel& p, int64_t key, int n,
   if (a.alibi_slopes != nullptr) {
     for (int v = 0; v < NV; ++v) {
       float lane[kLanes];
-      for (int j = 0; j < kLanes; ++j) lane[j] = static_cast<float>(p.position[v * kLanes + j] - key);
+      for (int j = 0; j < kLanes; ++j)
+        lane[j] = static_cast<float>(p.position[v * kLanes + j] - key);
       const Vec position = load(lane), slope = load(p.slope + v * kLanes);
       for (int i = 0; i < n; ++i) {
         float* s = scores + i * kPanel + v * kLanes;
