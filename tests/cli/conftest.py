@@ -82,15 +82,15 @@ def without_torch(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path) -> Callable[[str], Path]:
+def plugin(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder for the path with distribution `acme-plugin` 1.5, whose plugin runs a body."""
 
-    def make(body: str) -> Path:
+    def make(body: str, group: str = "vllm.general_plugins") -> Path:
         folder = tmp_path / "acme"
         info = folder / "acme_plugin-1.5.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-plugin\nVersion: 1.5\n")
-        (info / "entry_points.txt").write_text("[vllm.general_plugins]\nacme = acme:register\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\nacme = acme:register\n")
         lines = "".join(f"    {line}\n" for line in body.splitlines())
         (folder / "acme.py").write_text(f"def register():\n{lines}")
         return folder

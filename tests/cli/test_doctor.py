@@ -131,6 +131,41 @@ def test_a_broken_plugin(mainboard, plugin) -> None:
     assert "FAIL" not in ran.out
 
 
+PLATFORM = """
+from vllm.platforms.interface import Platform, PlatformEnum
+class AcmePlatform(Platform):
+    _enum, device_name, device_type = PlatformEnum.OOT, "acme", "cpu"
+    @classmethod
+    def get_device_name(cls, device_id=0):
+        return "Acme One"
+return AcmePlatform
+"""
+
+
+def test_a_platform_of_a_package(mainboard, plugin) -> None:
+    """A package's platform is chosen, built-ins are told apart, and operators run on its device."""
+    ran = mainboard("doctor", "--json", path=(plugin(PLATFORM, "vllm.platform_plugins"),))
+    report = ran.json
+    assert ran.code == 0, report["problems"]
+    assert report["platforms"]["chosen"]["provider"] == "acme-plugin 1.5"
+    assert report["questions"][0]["active"] == ["acme"]
+    decided = [row["name"] for row in report["platforms"]["verdicts"] if row["decided"]]
+    assert decided == ["acme"]
+    (resolved,) = [s for s in report["preparation"] if s["name"] == "resolve the platform"]
+    assert resolved["value"]["device_name"] == "Acme One"
+    assert all(check["passed"] for check in report["checks"])
+
+
+def test_a_platform_whose_device_is_not_there(mainboard, plugin) -> None:
+    """One cause that keeps every operator from running is told once."""
+    body = PLATFORM.replace('"cpu"', '"privateuseone"')
+    ran = mainboard("doctor", "--json", path=(plugin(body, "vllm.platform_plugins"),))
+    assert ran.code == 1
+    (problem,) = ran.json["problems"]
+    assert "and 11 more checks failed" in problem
+    assert "privateuseone" in problem
+
+
 @pytest.mark.parametrize("verbose", [True, False])
 def test_tracebacks_on_request(mainboard, plugin, verbose: bool) -> None:
     """`--verbose` shows where in a plugin's code it failed."""

@@ -110,7 +110,10 @@ def _problems(report: dict[str, Any], checked: bool) -> list[str]:
         # Why no platform was chosen is said above.
         if step["failure"] and not (step["name"] == PLATFORM and report["platforms"]["error"])
     ]
-    found += [problem for check in report["checks"] if (problem := _check_problem(check))]
+    found += _failed_checks(report["checks"])
+    found += [
+        _wrong_values(check) for check in report["checks"] if _ran(check) and not check["passed"]
+    ]
     if checked and not report["checks"] and not found:
         found.append("No operator was tried: the platform has none of the dtypes that are tried.")
     return found
@@ -123,12 +126,23 @@ def _platform_problems(platforms: dict[str, Any]) -> list[str]:
     return list(platforms["warnings"]) if failed else []
 
 
-def _check_problem(check: dict[str, Any]) -> str:
-    """What is wrong with one check; empty when it passed."""
-    if check["failure"]:
-        return f"{check['name']} failed: {_cause(check['failure'])}."
-    if check["passed"]:
-        return ""
+def _ran(check: dict[str, Any]) -> bool:
+    return check["failure"] is None
+
+
+def _failed_checks(checks: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each cause, however many operators it keeps from running."""
+    names: dict[str, list[str]] = {}
+    for check in checks:
+        if not _ran(check):
+            names.setdefault(_cause(check["failure"]), []).append(check["name"])
+    return [
+        f"{first}{f' and {len(more)} more checks' if more else ''} failed: {cause.rstrip('.')}."
+        for cause, (first, *more) in names.items()
+    ]
+
+
+def _wrong_values(check: dict[str, Any]) -> str:
     return (
         f"{check['name']} computed wrong values on {check['device']}: the error is"
         f" {check['error']:.2g}, expected at most {check['bound']:.2g}. Set"
