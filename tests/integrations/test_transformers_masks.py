@@ -206,16 +206,15 @@ def test_chunks_match_in_prefill_and_decode(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("seed", range(10))
 def test_packed_sequences_stay_apart(window: int | None, seed: int) -> None:
-    """Sequences packed into one row see only themselves, found by their positions."""
+    """Sequences packed into one row see only themselves, and windows count within them."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     lengths = [draw.randint(1, 9) for _ in range(draw.randint(1, 5))]
-    positions = torch.cat([torch.arange(n) for n in lengths])[None]
     number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
     inner = CAUSAL
     if window is not None:
         inner = masking_utils.sliding_window_causal_mask_function(window)
-    packed = masking_utils.packed_sequence_compatibility_function(inner, positions, number)
+    packed = masking_utils.and_masks(masking_utils.packed_sequence_mask_function(number), inner)
     total = sum(lengths)
     got, want, _ = run(packed, None, sizes=(1, total, total), draw=draw)
     agree(got, want, torch.ones(1, total, dtype=torch.bool))
