@@ -82,7 +82,8 @@ def init_logger(name: str) -> _VllmLogger:
     """The logger of this name, with `debug_once`, `info_once`, `warning_once`, `error_once`."""
     target: Any = logging.getLogger(name)
     for method in ("debug_once", "info_once", "warning_once", "error_once"):
-        if not hasattr(target, method):
+        # Not hasattr(): Transformers gives every logger methods of these names, which take less.
+        if method not in vars(target):
             setattr(target, method, MethodType(getattr(_VllmLogger, method), target))
     result: _VllmLogger = target
     return result

@@ -199,6 +199,16 @@ def test_once_is_once(caplog, level):
     assert {record.levelname for record in caplog.records} == {level.upper()}
 
 
+def test_once_is_ours_where_every_logger_has_one(caplog, monkeypatch):
+    """Methods of the same names on `logging.Logger`, as Transformers adds them, do not interfere."""
+    monkeypatch.setattr(logging.Logger, "info_once", logging.Logger.info, raising=False)
+    log = logger_module.init_logger("mainboard.tests.once.patched")
+    with caplog.at_level(logging.DEBUG):
+        log.info_once("value", scope="local")
+        log.info_once("value", scope="local")
+    assert [record.getMessage() for record in caplog.records] == ["value"]
+
+
 def test_formatters_repeat_the_prefix_and_leave_the_record_alone():
     """Every line of a message has its prefix; colours are for this formatter's text only."""
     record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO"})
