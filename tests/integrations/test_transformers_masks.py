@@ -151,6 +151,18 @@ def test_a_layer_that_may_attend_elsewhere_answers_every_query(kind: str, seed: 
     agree(got, want, torch.ones(batch, queries, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("offset", [0, 4])
+def test_keys_before_the_queries_are_not_taken_for_them(offset: int) -> None:
+    """A prefix of keys, with and without a cache to say where it ends."""
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[:, 1] = False
+    mask[1, 7:] = False
+    draw = random.Random(0)
+    got, want, _ = run(FULL, mask, sizes=(2, 5, 9), draw=draw, offset=offset)
+    agree(got, want, mask[:, 4:])
+    assert got[1, 3:].any() == (offset == 0), "padding is known where the offset is"
+
+
 @pytest.mark.parametrize("kind", ["none", "left", "right"])
 @pytest.mark.parametrize("seed", range(15))
 def test_sliding_windows_match_in_prefill_and_decode(kind: str, seed: int) -> None:

@@ -92,6 +92,13 @@ def _blocks(numbers: Tensor) -> _Blocks:
     return _Blocks(rows, flat - rows * width, ends - rows * width, numbers.flatten()[flat])
 
 
+def _refuse_values(*_: object) -> NoReturn:
+    raise UnsupportedConfigurationError(
+        "this model computes with its attention mask, and mainboard's holds no values; "
+        'use attn_implementation="sdpa" or "eager" for it'
+    )
+
+
 class Packing:
     """What a Transformers model carries as its attention mask: made once, read by every layer.
 
@@ -127,6 +134,8 @@ class Packing:
         self.shape = torch.Size((batch, 1, queries, keys))
         self.first_query = first_query
         self.pattern = pattern
+        if valid is not None:
+            valid = valid[:, : self._last_key]
         self._valid = None if valid is None or bool(valid.all()) else valid.cpu()
         self._runs: dict[tuple[bool, torch.device], Runs] = {}
 
@@ -141,18 +150,12 @@ class Packing:
         """Itself, as it holds no values."""
         return self
 
-    def _refuse(*_: object) -> NoReturn:
-        raise UnsupportedConfigurationError(
-            "this model computes with its attention mask, and mainboard's holds no values; "
-            'use attn_implementation="sdpa" or "eager" for it'
-        )
-
-    __getitem__ = __add__ = __radd__ = __mul__ = __rmul__ = __and__ = __invert__ = _refuse
+    __getitem__ = __add__ = __radd__ = __mul__ = __rmul__ = __and__ = __invert__ = _refuse_values
 
     @classmethod
     def __torch_function__(cls, *_: object) -> NoReturn:
         """Refuse every function of torch."""
-        cls._refuse()
+        _refuse_values()
 
     @property
     def window(self) -> tuple[int, int]:
@@ -172,7 +175,9 @@ class Packing:
         Raises:
             UnsupportedConfigurationError: a window over keys with holes, or out of line with them.
         """
-        drop_padding = drop_padding or self.pattern.causal
+        # Without a cache, Transformers may leave unsaid that keys stand before the queries.
+        among = self.first_query + self.shape[2] == self.shape[3]
+        drop_padding = self.pattern.causal or (drop_padding and among)
         found = self._runs.get((drop_padding, device))
         if found is None:
             whole = self._valid is None and self.pattern.segments is None
@@ -208,7 +213,7 @@ class Packing:
         if self.pattern.segments is not None:
             numbers += self.pattern.segments[:, :keys].cpu()
         if self._valid is not None:
-            numbers[~self._valid[:, :keys]] = PADDING
+            numbers[~self._valid] = PADDING
         return numbers
 
     def _parts(self, device: torch.device, drop_padding: bool) -> Runs:
