@@ -8,20 +8,73 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-constexpr int kDotRows = 8;       // most rows this kernel takes
-constexpr int kDotKeys = 32;      // keys whose rows stay in the first-level cache meanwhile
-constexpr int kDotAhead = 8;      // keys asked for before they are needed
-constexpr int kDotScores = 8;     // dot products in flight
-constexpr int kRowsAtOnce = 4;    // rows that share one reading of a key
+constexpr int kDotRows = 8;     // most rows this kernel takes
+constexpr int kDotKeys = 32;    // keys whose rows stay in the first-level cache meanwhile
+constexpr int kRowsAtOnce = 4;  // rows that share one reading of a key
+#if defined(__AVX512F__)
+constexpr int kDotScores = 16;  // dot products in flight
+#else
+constexpr int kDotScores = 8;
+#endif
 
-// The sums of eight vectors.
+// Two vectors' worth of elements. Which element goes where is the format's choice, and the same for
+// every row, so queries and outputs are kept in that order meanwhile.
+struct VecPair {
+  Vec a, b;
+};
+template <class T>
+inline VecPair load_pair(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+template <class T>
+constexpr bool kPairInterleaves = false;
+
+#if defined(__AVX2__)
+// A bfloat16 is the upper half of a float32: even elements by a shift, odd ones by a mask, where
+// widening in order would shuffle each.
+template <>
+constexpr bool kPairInterleaves<BFloat16> = true;
+#if defined(__AVX512F__)
+inline VecPair load_pair(const BFloat16* p) {
+  const __m512i raw = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(0xffff0000)))};
+}
+#else
+inline VecPair load_pair(const BFloat16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(0xffff0000)))};
+}
+#endif
+#endif
+
+// Puts a row into the order that load_pair gives, or back.
+template <class T>
+inline void reorder_pairs(float* row, int dim, bool back) {
+  if (!kPairInterleaves<T>) return;
+  float line[2 * kLanes];
+  for (int d = 0; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+    for (int i = 0; i < 2 * kLanes; ++i) {
+      const int paired = i % 2 * kLanes + i / 2;
+      line[back ? i : paired] = row[d + (back ? paired : i)];
+    }
+    std::memcpy(row + d, line, sizeof line);
+  }
+}
+
+// The sums of kDotScores vectors.
 inline void reduce_scores(const Vec* acc, float* to) {
 #if defined(__AVX2__)
-  __m256 pair[4];
-  for (int i = 0; i < 4; ++i) pair[i] = _mm256_hadd_ps(fold(acc[2 * i]), fold(acc[2 * i + 1]));
-  const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
-  const __m256 mixed = _mm256_permute2f128_ps(low, high, 0x21);
-  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
+  for (int i = 0; i < kDotScores; i += 8) {
+    __m256 pair[4];
+    for (int j = 0; j < 4; ++j) {
+      pair[j] = _mm256_hadd_ps(fold(acc[i + 2 * j]), fold(acc[i + 2 * j + 1]));
+    }
+    const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
+    const __m256 mixed = _mm256_permute2f128_ps(low, high, 0x21);
+    _mm256_storeu_ps(to + i, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
+  }
 #else
   for (int i = 0; i < kDotScores; ++i) to[i] = reduce_add(acc[i]);
 #endif
@@ -31,22 +84,13 @@ inline void prefetch(const char* row, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
-// The rows of one block of keys; `k` goes on for up to kDotAhead keys past it.
+// The rows of one block of keys.
 struct Block {
-  const char* k[kDotKeys + kDotAhead];
+  const char* k[kDotKeys];
   const char* v[kDotKeys];
-  int keys, known;         // in the block, and in k
-  int64_t k_bytes, v_bytes;
+  int keys;
+  int64_t v_bytes;
 };
-
-// The values come next, and in an order that the processor does not foresee; the keys past a page
-// are somewhere else.
-inline void prefetch_for(const Block& b, int i, int keys) {
-  for (int j = i; j < i + keys && j < b.keys; ++j) {
-    prefetch(b.v[j], b.v_bytes);
-    if (j + kDotAhead < b.known) prefetch(b.k[j + kDotAhead], b.k_bytes);
-  }
-}
 
 // scores[r][i] = q[r] . k[i] for R rows and the keys of a block.
 template <int R, class T>
@@ -54,25 +98,35 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
   constexpr int kKeys = kDotScores / R;
   const int n = block.keys;
   for (int i = 0; i < n; i += kKeys) {
-    prefetch_for(block, i, kKeys);
     const T* key[kKeys];
     for (int j = 0; j < kKeys; ++j) {
+      // Values come next, in an order that the processor does not foresee; keys it does.
+      if (i + j < n) prefetch(block.v[i + j], block.v_bytes);
       // Past the last key the last one is repeated; those scores are not read.
       key[j] = reinterpret_cast<const T*>(block.k[i + j < n ? i + j : n - 1]);
     }
     Vec acc[kDotScores];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < kDotScores; ++j) acc[j] = zero();
-    for (int d = 0; d < dim; d += kLanes) {
-      Vec operand[kKeys];
-#pragma GCC unroll 8
-      for (int j = 0; j < kKeys; ++j) operand[j] = load(key[j] + d);
+    int d = 0;
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+      VecPair operand[kKeys];
+#pragma GCC unroll 16
+      for (int j = 0; j < kKeys; ++j) operand[j] = load_pair(key[j] + d);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const Vec query = load(q + r * dim + d);
-#pragma GCC unroll 8
+        const VecPair query = load_pair(q + r * dim + d);
+#pragma GCC unroll 16
         for (int j = 0; j < kKeys; ++j) {
-          acc[r * kKeys + j] = fma(query, operand[j], acc[r * kKeys + j]);
+          Vec& sum = acc[r * kKeys + j];
+          sum = fma(query.b, operand[j].b, fma(query.a, operand[j].a, sum));
+        }
+      }
+    }
+    if (d < dim) {
+      for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < kKeys; ++j) {
+          acc[r * kKeys + j] = fma(load(q + r * dim + d), load(key[j] + d), acc[r * kKeys + j]);
         }
       }
     }
@@ -91,7 +145,7 @@ inline void add_values(const Block& block, int offset, const float* weights, con
   Vec acc[R][NV];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
       acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
     }
@@ -99,18 +153,26 @@ inline void add_values(const Block& block, int offset, const float* weights, con
   for (int i = 0; i < block.keys; ++i) {
     const T* value = reinterpret_cast<const T*>(block.v[i]) + offset;
     Vec operand[NV];
+    if constexpr (NV == 1) {
+      operand[0] = load(value);
+    } else {
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) operand[j] = load(value + j * kLanes);
+      for (int j = 0; j < NV; j += 2) {
+        const VecPair pair = load_pair(value + j * kLanes);
+        operand[j] = pair.a;
+        operand[j + 1] = pair.b;
+      }
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const Vec weight = set1(weights[r * kDotKeys + i]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) acc[r][j] = fma(weight, operand[j], acc[r][j]);
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) store(o + r * dim + offset + j * kLanes, acc[r][j]);
   }
 }
@@ -118,14 +180,15 @@ inline void add_values(const Block& block, int offset, const float* weights, con
 template <int R, class T>
 inline void add_values(const Block& block, const float* weights, const float* keep, float* o,
                        int dim) {
-  constexpr int kVecs = kDotScores / R;
+  constexpr int kVecs = kDotScores / R < 8 ? kDotScores / R : 8;
   int offset = 0;
   for (; offset + kVecs * kLanes <= dim; offset += kVecs * kLanes) {
     add_values<R, kVecs, T>(block, offset, weights, keep, o, dim);
   }
-  for (; offset < dim; offset += kLanes) {
-    add_values<R, 1, T>(block, offset, weights, keep, o, dim);
+  for (; offset + 2 * kLanes <= dim; offset += 2 * kLanes) {
+    add_values<R, 2, T>(block, offset, weights, keep, o, dim);
   }
+  if (offset < dim) add_values<R, 1, T>(block, offset, weights, keep, o, dim);
 }
 
 struct DotRow {
@@ -180,18 +243,16 @@ inline void attend_rows(const Attention& a, const Block& block, int64_t key, Dot
 }
 
 inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block* block) {
-  block->known = static_cast<int>(clamp(w.key_end - key, 0, kDotKeys + kDotAhead));
-  block->keys = block->known < kDotKeys ? block->known : kDotKeys;
-  key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, block->known, block->k);
+  block->keys = static_cast<int>(clamp(w.key_end - key, 0, kDotKeys));
+  key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, block->keys, block->k);
   key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, block->keys, block->v);
 }
 
 template <class T>
-inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row, const float* q,
-                        float* o, float* scores) {
+inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
+                        const float* q, float* o, float* scores) {
   const int64_t dim = a.head_dim, value_dim = a.value_dim;
   Block block;
-  block.k_bytes = dim * sizeof(T);
   block.v_bytes = value_dim * sizeof(T);
   for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys) {
     find_block(a, w, key, &block);
@@ -233,7 +294,10 @@ inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch)
   }
   std::memset(o, 0, sizeof(float) * rows * value_dim);
   with_type(a.k.dtype, [&](auto* type) {
-    attend_keys<std::remove_pointer_t<decltype(type)>>(a, w, rows, row, q, o, scores);
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int r = 0; r < rows; ++r) reorder_pairs<T>(q + r * dim, dim, false);
+    attend_keys<T>(a, w, rows, row, q, o, scores);
+    for (int r = 0; r < rows; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
   });
   for (int r = 0; r < rows; ++r) {
     finish_row(a, w, r, o + r * value_dim, row[r].peak, row[r].sum);

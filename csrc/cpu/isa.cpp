@@ -2,21 +2,37 @@
 // its name in MAINBOARD_ISA.
 #include <type_traits>
 
+#include "csrc/cpu/amx.h"
 #include "csrc/cpu/dot.h"
 #include "csrc/cpu/tile.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
+#if defined(__AMX_BF16__)
+// Matrix tiles hold bfloat16 only; the next set serves the rest.
+static bool serves(const Attention& a) { return amx_serves(a); }
+static int64_t many_rows_scratch_floats(const Attention& a) { return amx_scratch_floats(a); }
+static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
+  attend_amx(a, w, scratch);
+}
+#else
+static bool serves(const Attention&) { return true; }
+static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
+static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
+  attend_tiled(a, w, scratch);
+}
+#endif
+
 static int64_t scratch_floats(const Attention& a) {
-  const int64_t tile = tile_scratch_floats(a), dot = dot_scratch_floats(a);
-  return tile > dot ? tile : dot;
+  const int64_t many = many_rows_scratch_floats(a), few = dot_scratch_floats(a);
+  return many > few ? many : few;
 }
 
 static void attend(const Attention& a, const WorkItem& w, float* scratch) {
   if (dot_serves(a, w)) {
     attend_dotted(a, w, scratch);
   } else {
-    attend_tiled(a, w, scratch);
+    attend_many_rows(a, w, scratch);
   }
 }
 
@@ -95,7 +111,8 @@ static void copy_row(DType from, const char* source, DType to, char* target, int
 extern const Kernels kernels;
 const Kernels kernels = {
     MAINBOARD_TEXT(MAINBOARD_ISA),
-    kPanelsPerBlock * kPanel,
+    kBlockRows,
+    serves,
     scratch_floats,
     attend,
     join,

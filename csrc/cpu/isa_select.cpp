@@ -5,6 +5,14 @@
 
 #include "csrc/cpu/kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace mainboard::cpu {
 
 #define MAINBOARD_ISA(isa)      \
@@ -22,18 +30,37 @@ const Kernels* const kCompiled[] = {
 #undef MAINBOARD_ISA
 };
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+}
+
+// AMX must be there and, on Linux, be asked for: its registers are large, and a process that does
+// not use them does not pay for them.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kTiles = 1u << 24, kBFloat16 = 1u << 22;
+  if ((d & kTiles) == 0 || (d & kBFloat16) == 0) return false;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & (1u << 5)) == 0) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool runs_here(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (isa == "avx512") {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("fma");
-  }
-  if (isa == "avx2") {
-    // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  }
+  if (isa == "amx") return has_avx512() && has_amx();
+  if (isa == "avx512") return has_avx512();
+  // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return isa == "baseline";
 }
@@ -65,6 +92,16 @@ const Kernels* find_kernels(const char* name) {
 const Kernels& active_kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+const Kernels& kernels_for(const Attention& a) {
+  const Kernels* active = &active_kernels();
+  bool reached = false;
+  for (const Kernels* kernels : kCompiled) {
+    reached = reached || kernels == active;
+    if (reached && kernels->serves(a)) return *kernels;
+  }
+  return *active;
 }
 
 }  // namespace mainboard::cpu

@@ -65,6 +65,7 @@ struct Join {
 struct Kernels {
   const char* name;
   int64_t block_rows;  // queries times group that one work item should hold
+  bool (*serves)(const Attention&);
   int64_t (*scratch_floats)(const Attention&);
   void (*attend)(const Attention&, const WorkItem&, float* scratch);
   void (*join)(const Attention&, const Join&);
@@ -77,5 +78,7 @@ struct Kernels {
 // The kernels chosen for this processor, or by name; null when `name` is not usable here.
 const Kernels* find_kernels(const char* name);
 const Kernels& active_kernels();
+// The active kernels, or the next best where those do not serve this call.
+const Kernels& kernels_for(const Attention&);
 
 }  // namespace mainboard::cpu

@@ -33,15 +33,19 @@ int64_t scale_stride(const std::optional<Tensor>& t) { return t && t->numel() > 
 
 int64_t window_side(int64_t size) { return size < 0 ? kUnbounded : size; }
 
+// This thread's working memory, aligned to a cache line; it grows and is kept.
 float* thread_scratch(int64_t floats) {
-  thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
-  return memory.data();
+  constexpr int64_t kLine = 64;
+  thread_local std::vector<char> memory;
+  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float)) + kLine;
+  if (static_cast<int64_t>(memory.size()) < bytes) memory.resize(bytes);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<float*>((address + kLine - 1) / kLine * kLine);
 }
 
 void run(const Attention& a, const Batch& batch, bool deterministic) {
   thread_local Plan plan;
-  const Kernels& kernels = active_kernels();
+  const Kernels& kernels = kernels_for(a);
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
   const int64_t items = static_cast<int64_t>(plan.items.size());

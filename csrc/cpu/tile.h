@@ -10,16 +10,18 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// A panel is up to kPanelVecs vectors of queries; kTileRows x kPanelVecs accumulators and their
-// operands fill the registers.
-#if defined(__AVX512F__)
-constexpr int kPanelVecs = 3, kTileRows = 8;
+// A panel is up to kPanelVecs vectors of queries; kAccumulators and their operands fill the
+// registers.
+#if defined(__AMX_BF16__)
+constexpr int kPanelVecs = 2, kAccumulators = 16, kBlockRows = 384;
+#elif defined(__AVX512F__)
+constexpr int kPanelVecs = 3, kAccumulators = 24, kBlockRows = 192;
 #else
-constexpr int kPanelVecs = 3, kTileRows = 4;
+constexpr int kPanelVecs = 3, kAccumulators = 12, kBlockRows = 192;
 #endif
 constexpr int kPanel = kPanelVecs * kLanes;
-// One block's queries, outputs, keys and values in float32 stay within a 512 KB second-level cache.
-constexpr int kPanelsPerBlock = 192 / kPanel;
+// One block's queries, outputs, keys and values stay within the second-level cache.
+constexpr int kPanelsPerBlock = kBlockRows / kPanel;
 constexpr int kBlockKeys = 128;
 
 // C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
@@ -57,7 +59,7 @@ inline void multiply_rows(int depth, const float* a, int64_t row, int64_t step, 
 template <int NV>
 inline void multiply(int rows, int depth, const float* a, int64_t row, int64_t step, const float* b,
                      const Vec* keep, float* c) {
-  constexpr int kWide = kTileRows * kPanelVecs / NV > 8 ? 8 : kTileRows * kPanelVecs / NV;
+  constexpr int kWide = kAccumulators / NV > 8 ? 8 : kAccumulators / NV;
   int r = 0;
   for (; r + kWide <= rows; r += kWide) {
     multiply_rows<kWide, NV>(depth, a + r * row, row, step, b, keep, c + r * kPanel);
@@ -84,26 +86,31 @@ struct Panel {
   Span any, all;                        // seen by some query, by every query
 };
 
-inline void load_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
-                       float* line, Panel& p) {
-  const float scale = score_scale(a, w.kv_head);
-  const int dim = static_cast<int>(a.head_dim);
+// The row that a lane of the panel beginning at `row` holds, as token and head. Lanes past the last
+// row repeat it; their results are not read.
+struct LaneRow {
+  int64_t token, head;
+};
+inline LaneRow lane_row(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
+                        int lane) {
+  const int64_t r = row + (lane < rows ? lane : rows - 1);
+  return {w.query_begin + r / a.group, w.kv_head * a.group + r % a.group};
+}
+
+// Everything of a panel but its queries.
+inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
+                        Panel& p) {
   const int64_t shift = w.sequence.keys - w.sequence.queries;
   p.vecs = static_cast<int>((rows + kLanes - 1) / kLanes);
   p.any = {kUnbounded, -kUnbounded};
   p.all = {-kUnbounded, kUnbounded};
   for (int lane = 0; lane < p.vecs * kLanes; ++lane) {
-    // Lanes past the last row repeat it; their results are not read.
-    const int64_t r = row + (lane < rows ? lane : rows - 1);
-    const int64_t token = w.query_begin + r / a.group;
-    const int64_t head = w.kv_head * a.group + r % a.group;
-    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), line, dim);
-    for (int d = 0; d < dim; ++d) p.q[d * kPanel + lane] = line[d] * scale;
+    const LaneRow at = lane_row(a, w, row, rows, lane);
     p.peak[lane] = -INFINITY;
     p.sum[lane] = 0.0f;
-    p.slope[lane] = a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head];
-    p.position[lane] = token + shift;
-    const Span span = visible(a, w, token + shift);
+    p.slope[lane] = a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[at.head];
+    p.position[lane] = at.token + shift;
+    const Span span = visible(a, w, at.token + shift);
     p.first[lane] = span.first;
     p.last[lane] = span.last;
     p.any.first = span.first < p.any.first ? span.first : p.any.first;
@@ -112,6 +119,21 @@ inline void load_panel(const Attention& a, const WorkItem& w, int64_t row, int64
     p.all.last = span.last < p.all.last ? span.last : p.all.last;
   }
   std::memset(p.o, 0, sizeof(float) * a.value_dim * kPanel);
+}
+
+inline void load_queries(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
+                         float* line, Panel& p) {
+  const float scale = score_scale(a, w.kv_head);
+  const int dim = static_cast<int>(a.head_dim);
+  for (int lane = 0; lane < p.vecs * kLanes; ++lane) {
+    const LaneRow at = lane_row(a, w, row, rows, lane);
+    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + at.token, 0, at.head), line, dim);
+    for (int d = 0; d < dim; ++d) p.q[d * kPanel + lane] = line[d] * scale;
+  }
+}
+
+inline bool partly_hidden(const Panel& p, int64_t key, int n) {
+  return p.all.first > key || p.all.last < key + n - 1;
 }
 
 // Softcap, ALiBi and the mask on the scores of keys [key, key + n).
@@ -138,7 +160,7 @@ inline void shape_scores(const Attention& a, const Panel& p, int64_t key, int n,
       }
     }
   }
-  if (p.all.first > key || p.all.last < key + n - 1) {
+  if (partly_hidden(p, key, n)) {
     const Vec hidden = set1(-INFINITY);
     for (int v = 0; v < NV; ++v) {
       float low[kLanes], high[kLanes];
@@ -156,19 +178,22 @@ inline void shape_scores(const Attention& a, const Panel& p, int64_t key, int n,
   }
 }
 
-// Turns scores into exp(score - peak), moves peak and sum on, and says by what to keep the output.
+// Turns scores into exp(scale * score - peak), moves peak and sum on, and says by what to keep the
+// output. The scale is not negative.
 template <int NV>
-inline void soften(Panel& p, int n, float* scores, Vec* keep) {
+inline void soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
   for (int v = 0; v < NV; ++v) {
     float* column = scores + v * kLanes;
     const Vec before = load(p.peak + v * kLanes);
-    Vec peak = before;
-    for (int i = 0; i < n; ++i) peak = max(peak, load(column + i * kPanel));
+    const Vec factor = set1(scale);
+    Vec top = set1(-INFINITY);
+    for (int i = 0; i < n; ++i) top = max(top, load(column + i * kPanel));
+    const Vec peak = max(before, top * factor);
     // A query that has seen no key yet has peak -inf; any finite reference gives it zeros.
     const Vec reference = select_le(set1(-3.0e38f), peak, peak, zero());
     Vec sum = zero();
     for (int i = 0; i < n; ++i) {
-      const Vec e = exp_nonpositive(load(column + i * kPanel) - reference);
+      const Vec e = exp_nonpositive(fma(load(column + i * kPanel), factor, zero() - reference));
       store(column + i * kPanel, e);
       sum = sum + e;
     }
@@ -185,8 +210,24 @@ inline void attend_panel(const Attention& a, Panel& p, int64_t key, int n, const
   Vec keep[NV];
   multiply<NV>(n, dim, k, dim, 1, p.q, nullptr, scores);
   shape_scores<NV>(a, p, key, n, scores);
-  soften<NV>(p, n, scores, keep);
+  soften<NV>(p, n, 1.0f, scores, keep);
   multiply<NV>(value_dim, n, v, 1, value_dim, scores, keep, p.o);
+}
+
+// Whether some query of the panel sees one of the keys [key, key + n).
+inline bool sees(const Panel& p, int64_t key, int n) {
+  return p.any.last >= key && p.any.first < key + n;
+}
+
+// Writes every row of a work item; `line` holds one of them meanwhile.
+inline void finish_panels(const Attention& a, const WorkItem& w, const Panel* panels, float* line) {
+  const int64_t rows = (w.query_end - w.query_begin) * a.group;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Panel& p = panels[row / kPanel];
+    const int lane = static_cast<int>(row % kPanel);
+    for (int64_t d = 0; d < a.value_dim; ++d) line[d] = p.o[d * kPanel + lane];
+    finish_row(a, w, row, line, p.peak[lane], p.sum[lane]);
+  }
 }
 
 inline void widen_keys(const Attention& a, const WorkItem& w, const Rows& rows, int64_t key, int n,
@@ -222,7 +263,9 @@ inline void attend_tiled(const Attention& a, const WorkItem& w, float* scratch) 
     panel[i].q = state + i * kPanel * (dim + value_dim);
     panel[i].o = panel[i].q + kPanel * dim;
     const int64_t left = rows - i * kPanel;
-    load_panel(a, w, i * kPanel, left < kPanel ? left : kPanel, line, panel[i]);
+    const int64_t in_panel = left < kPanel ? left : kPanel;
+    begin_panel(a, w, i * kPanel, in_panel, panel[i]);
+    load_queries(a, w, i * kPanel, in_panel, line, panel[i]);
   }
 
   for (int64_t key = w.key_begin; key < w.key_end; key += kBlockKeys) {
@@ -231,26 +274,18 @@ inline void attend_tiled(const Attention& a, const WorkItem& w, float* scratch) 
     widen_keys(a, w, a.v, key, n, value_dim, v);
     for (int i = 0; i < panels; ++i) {
       Panel& p = panel[i];
-      if (p.any.last < key || p.any.first >= key + n) continue;
-      switch (p.vecs) {
-        case 1:
-          attend_panel<1>(a, p, key, n, k, v, scores);
-          break;
-        case 2:
-          attend_panel<2>(a, p, key, n, k, v, scores);
-          break;
-        default:
-          attend_panel<3>(a, p, key, n, k, v, scores);
+      if (!sees(p, key, n)) continue;
+      if (p.vecs == 1) {
+        attend_panel<1>(a, p, key, n, k, v, scores);
+      } else if (p.vecs == 2) {
+        attend_panel<2>(a, p, key, n, k, v, scores);
+      } else if constexpr (kPanelVecs > 2) {
+        attend_panel<3>(a, p, key, n, k, v, scores);
       }
     }
   }
 
-  for (int64_t row = 0; row < rows; ++row) {
-    const Panel& p = panel[row / kPanel];
-    const int lane = static_cast<int>(row % kPanel);
-    for (int d = 0; d < value_dim; ++d) line[d] = p.o[d * kPanel + lane];
-    finish_row(a, w, row, line, p.peak[lane], p.sum[lane]);
-  }
+  finish_panels(a, w, panel, line);
 }
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -45,7 +45,7 @@ def usable() -> tuple[str, ...]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "baseline"])
 def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -> None:
     """Each compiled variant can be forced by name, says so, and agrees with float64."""
     if isa not in usable():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mainboard.kernels import attention, reference
+from mainboard.kernels import attention, library, reference
 
 __all__ = ["AttentionCase", "AttentionInputs", "assert_close", "check_case", "draw_case"]
 
@@ -149,6 +149,16 @@ class AttentionCase:
             caches.append(cache)
         return caches[0], caches[1]
 
+    def rounds_weights(self, device: str) -> bool:
+        """Whether the active kernel rounds softmax weights to bfloat16 for the matrix unit."""
+        amx = device == "cpu" and library.libraries()[0].active == "amx"
+        return amx and self.dtype is torch.bfloat16 and self.cache_dtype in (None, self.dtype)
+
+    def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
+        """The weighted sum of the values' magnitudes: what rounding the weights is relative to."""
+        bare = AttentionInputs(given.q, given.k, given.v.float().abs().double(), given.options)
+        return self.expected(bare)[0]
+
     def expected(self, given: AttentionInputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp in float64, by the reference."""
         o = given.options
@@ -166,9 +176,24 @@ class AttentionCase:
         return out, lse
 
 
-def assert_close(got: Tensor, expected: Tensor, case: AttentionCase, what: str = "out") -> None:
-    """Every element within the case's tolerance, infinities and NaN in the same places."""
+def assert_close(
+    got: Tensor,
+    expected: Tensor,
+    case: AttentionCase,
+    what: str = "out",
+    extra: Tensor | None = None,
+) -> None:
+    """Every element within the case's tolerance, infinities and NaN in the same places.
+
+    `extra` is a further absolute tolerance for each element.
+
+    Raises:
+        AssertionError: an element is further off.
+    """
     relative = RELATIVE[case.dtype] if what == "out" else RELATIVE[torch.float32]
+    if extra is not None:
+        error = got.double() - expected
+        got = expected + error.sign() * (error.abs() - extra).clamp(min=0.0)
     torch.testing.assert_close(
         got.double(),
         expected,
@@ -190,7 +215,10 @@ def check_case(case: AttentionCase, device: str = "cpu") -> None:
     out = torch.full(shape, float("nan"), dtype=case.dtype, device=device)
     _, lse = attention(given.q, given.k, given.v, out=out, return_lse=True, **given.options)
     expected, expected_lse = case.expected(given)
-    assert_close(out, expected, case)
+    extra = None
+    if case.rounds_weights(device):
+        extra = RELATIVE[torch.bfloat16] * case.weighed_magnitude(given)
+    assert_close(out, expected, case, extra=extra)
     assert_close(lse, expected_lse, case, "lse")
 
 
