@@ -52,11 +52,12 @@ def environment(folder: Path, path: tuple[Path, ...], settings: dict[str, str]) 
     return kept | own | {"HOME": str(folder)} | settings
 
 
-@pytest.fixture
-def mainboard(tmp_path: Path) -> Program:
+@pytest.fixture(scope="session")
+def mainboard(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Run `python -m mainboard` from a folder that has nothing to do with it."""
 
     def run(*arguments: str, path: tuple[Path, ...] = (), **settings: str) -> Ran:
+        folder = tmp_path_factory.mktemp("elsewhere")
         result = subprocess.run(
             [sys.executable, "-P", "-m", "mainboard", *arguments],
             capture_output=True,
@@ -64,8 +65,8 @@ def mainboard(tmp_path: Path) -> Program:
             text=True,
             timeout=300,
             stdin=subprocess.DEVNULL,
-            cwd=tmp_path,
-            env=environment(tmp_path, path, settings),
+            cwd=folder,
+            env=environment(folder, path, settings),
         )
         return Ran(result.returncode, result.stdout, result.stderr)
 

@@ -18,23 +18,27 @@ def merge(out, out_lse, a, a_lse, b, b_lse):
 """
 
 
-def test_every_family_passes_in_every_dtype(mainboard) -> None:
+@pytest.fixture(scope="module")
+def sound(mainboard) -> dict:
+    """The report of a sound machine that was told to use its CPU."""
+    return mainboard("doctor", "--json", MAINBOARD_PLATFORM="cpu").json
+
+
+def test_every_family_passes_in_every_dtype(sound) -> None:
     """Each operator family is run in each dtype, and its error is measured and within its bound."""
-    report = mainboard("doctor", "--json", MAINBOARD_PLATFORM="cpu").json
-    tried = {(check["family"], check["dtype"]) for check in report["checks"]}
+    tried = {(check["family"], check["dtype"]) for check in sound["checks"]}
     assert tried == set(itertools.product(FAMILIES, ("float32", "float16", "bfloat16")))
-    for check in report["checks"]:
+    for check in sound["checks"]:
         assert check["passed"], check
         assert check["error"] <= check["bound"] < 0.02
         assert check["device"] == "cpu"
     # A kernel that rounds has an error; an error of zero everywhere would mean that none was run.
-    assert any(check["error"] > 0 for check in report["checks"])
+    assert any(check["error"] > 0 for check in sound["checks"])
 
 
-def test_the_four_questions(mainboard) -> None:
+def test_the_four_questions(sound) -> None:
     """Known, compiled in, able to run and active are told apart for platforms and kernels."""
-    report = mainboard("doctor", "--json", MAINBOARD_PLATFORM="cpu").json
-    platforms, libraries, *variants = report["questions"]
+    platforms, libraries, *variants = sound["questions"]
     assert platforms["known"][-3:] == ["cuda", "rocm", "cpu"]
     assert platforms["active"] == ["cpu"]
     assert "cpu" in platforms["available"]
@@ -44,10 +48,9 @@ def test_the_four_questions(mainboard) -> None:
         assert set(variant["active"]) <= set(variant["available"]) <= set(variant["compiled"])
 
 
-def test_every_candidate_has_a_verdict(mainboard) -> None:
+def test_every_candidate_has_a_verdict(sound) -> None:
     """Candidates that the choice did not depend on are probed too, and marked."""
-    report = mainboard("doctor", "--json", MAINBOARD_PLATFORM="cpu").json
-    verdicts = {row["name"]: row for row in report["platforms"]["verdicts"]}
+    verdicts = {row["name"]: row for row in sound["platforms"]["verdicts"]}
     assert verdicts["cpu"]["decided"]
     assert not verdicts["cuda"]["decided"]
     for row in verdicts.values():

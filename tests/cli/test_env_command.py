@@ -3,6 +3,8 @@
 import platform
 import sys
 
+import pytest
+
 
 def test_env_knows_this_process(mainboard) -> None:
     """What is reported is what this interpreter says of itself."""
@@ -67,21 +69,26 @@ def test_env_sees_a_package_that_hides_another(mainboard, tmp_path) -> None:
     assert "an import takes another copy" in row["note"]
 
 
-def test_kernels_lists_every_operator(mainboard) -> None:
+@pytest.fixture(scope="module")
+def kernels(mainboard) -> dict:
+    """The report of `mainboard kernels` on a machine that was told to use its CPU."""
+    return mainboard("kernels", "--json", MAINBOARD_PLATFORM="cpu").json
+
+
+def test_kernels_lists_every_operator(kernels) -> None:
     """Every operator is listed with the dispatch key of the platform and who serves it."""
     from mainboard.kernels.schema import SCHEMAS
 
-    report = mainboard("kernels", "--json", MAINBOARD_PLATFORM="cpu").json
-    assert [row["operator"] for row in report["operators"]] == [f"mainboard::{n}" for n in SCHEMAS]
-    assert {row["dispatch_key"] for row in report["operators"]} == {"CPU"}
-    assert report["failures"] == {}
+    assert [row["operator"] for row in kernels["operators"]] == [f"mainboard::{n}" for n in SCHEMAS]
+    assert {row["dispatch_key"] for row in kernels["operators"]} == {"CPU"}
+    assert kernels["failures"] == {}
 
 
-def test_kernels_has_the_support_matrix(mainboard) -> None:
+def test_kernels_has_the_support_matrix(kernels) -> None:
     """Dense, paged, fp8 caches and every feature are rows; each cell names what serves it."""
     from mainboard.kernels.support import FEATURES
 
-    rows = mainboard("kernels", "--json", MAINBOARD_PLATFORM="cpu").json["matrix"]
+    rows = kernels["matrix"]
     cases = {row["case"] for row in rows if row["operator"] == "attention"}
     assert cases >= {"dense", "paged", "float8_e4m3fn cache", *FEATURES}
     for row in rows:
@@ -96,9 +103,9 @@ def test_kernels_forced_to_the_reference(mainboard) -> None:
     assert {row["served_by"] for row in report["operators"]} == {"reference"}
 
 
-def test_kernels_without_torch(mainboard, without_torch) -> None:
+def test_kernels_without_torch(mainboard, without_torch, kernels) -> None:
     """Where torch does not import, what is compiled in is still told."""
     ran = mainboard("kernels", "--json", path=(without_torch,))
     assert ran.code == 1
-    assert ran.json["compiled"] == mainboard("kernels", "--json").json["compiled"]
+    assert ran.json["compiled"] == kernels["compiled"]
     assert "libtorch.so: file too short" in ran.json["failures"]["import torch"]["message"]
