@@ -5,8 +5,10 @@ sequence, of queries that have no keys: it gets zeros and costs nothing. Keys ar
 lie, also in a cache laid out heads first. Only keys with holes between them are gathered.
 """
 
+import functools
 from dataclasses import dataclass, field
-from typing import NoReturn
+from itertools import accumulate
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -72,24 +74,46 @@ class Runs:
         return found
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """Neighbours in a row that have one number: `[blocks]` each, row after row."""
+class _Block(NamedTuple):
+    """Neighbours in a row of the batch that have one number."""
 
-    rows: Tensor
-    begins: Tensor
-    ends: Tensor
-    numbers: Tensor
+    row: int
+    begin: int
+    end: int
+    number: int
 
 
-def _blocks(numbers: Tensor) -> _Blocks:
+def _blocks(numbers: Tensor) -> list[_Block]:
+    """All blocks of `[rows, columns]`, row after row."""
     width = numbers.shape[1]
     differs = torch.ones_like(numbers, dtype=torch.bool)
     differs[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
     flat = differs.flatten().nonzero().squeeze(1)
-    ends = torch.cat([flat[1:], flat.new_tensor([numbers.numel()])])
-    rows = flat // max(width, 1)
-    return _Blocks(rows, flat - rows * width, ends - rows * width, numbers.flatten()[flat])
+    values, starts = numbers.flatten()[flat].tolist(), flat.tolist()
+    ends = [*starts[1:], numbers.numel()]
+    return [
+        _Block(start // width, start % width, end - start // width * width, number)
+        for start, end, number in zip(starts, ends, values, strict=True)
+    ]
+
+
+def _spans(numbers: Tensor) -> tuple[dict[tuple[int, int], tuple[int, int]], bool]:
+    """First key and end of each (row, segment), and whether padding stands within any."""
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    holes, previous = False, None
+    for block in _blocks(numbers):
+        if block.number == PADDING:
+            continue
+        segment = block.row, block.number
+        if segment not in spans:
+            spans[segment] = block.begin, block.end
+        elif segment == previous:
+            spans[segment] = spans[segment][0], block.end
+            holes = True
+        else:
+            raise UnsupportedConfigurationError("a packed sequence is in several pieces")
+        previous = segment
+    return spans, holes
 
 
 def _refuse_values(*_: object) -> NoReturn:
@@ -219,22 +243,27 @@ class Packing:
     def _parts(self, device: torch.device, drop_padding: bool) -> Runs:
         """One run for every stretch of queries that see the same keys."""
         numbers = self._numbers()
+        spans, holes = _spans(numbers)
+        if holes and self.window != (-1, -1):
+            self._refuse_holes()
         asking = _blocks(self._asking(numbers, drop_padding))
-        begins, ends, holes = self._extents(asking, numbers)
-        rows, gather = asking.rows, None
+        extents = [self._extent(block, spans) for block in asking]
+        rows, gather = [block.row for block in asking], None
         if holes:
-            begins, ends, gather = _close_holes(numbers, rows, begins, ends)
-            rows = torch.zeros_like(rows)
-        used, lengths = ends - begins, asking.ends - asking.begins
-        cu_queries = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            extents = _among_real(numbers, rows, extents)
+            rows = [0] * len(rows)
+            row, column = (numbers != PADDING).nonzero(as_tuple=True)
+            gather = row.to(device), column.to(device)
+        lengths = [block.end - block.begin for block in asking]
+        used = [end - begin for begin, end in extents]
         return Runs(
-            cu_queries.to(device, torch.int32),
-            rows.to(device),
-            begins.to(device),
-            used.to(device, torch.int32),
-            int(lengths.max()) if lengths.numel() else 0,
-            int(used.max()) if used.numel() else 0,
-            None if gather is None else (gather[0].to(device), gather[1].to(device)),
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+            torch.tensor(rows, device=device),
+            torch.tensor([begin for begin, _ in extents], device=device),
+            torch.tensor(used, dtype=torch.int32, device=device),
+            max(lengths, default=0),
+            max(used, default=0),
+            gather,
         )
 
     def _asking(self, numbers: Tensor, drop_padding: bool) -> Tensor:
@@ -250,27 +279,31 @@ class Packing:
             asking[asking[:, -1:].eq(PADDING).any(1), -1] = LAST
         return asking
 
-    def _extents(self, asking: _Blocks, numbers: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """First key and end of the keys of each run, and whether there are holes between."""
-        last = asking.numbers == LAST
-        wanted = torch.where(last, 0, asking.numbers)
-        if self.pattern.segments is not None:
-            column = self.pattern.segments[:, self._last_key - 1].cpu().expand(self.shape[0])
-            wanted = torch.where(last, column[asking.rows], wanted)
-        begins, ends, holes = _find(asking.rows, wanted, numbers)
-        stop = self.first_query + asking.ends
-        served = (ends > 0) & ~last
-        if self.pattern.causal:
-            ends = torch.where(served, stop, ends)
-        if self.window != (-1, -1):
-            if holes:
-                self._refuse_holes()
-            if bool((served & (ends != stop)).any()):
-                self._refuse_alignment()
-        if self.window[0] >= 0:
-            begins = torch.where(last, begins.maximum(stop - 1 - self.window[0]), begins)
-            ends = ends.maximum(begins)
-        return begins, ends, holes
+    def _extent(
+        self, asking: _Block, spans: dict[tuple[int, int], tuple[int, int]]
+    ) -> tuple[int, int]:
+        """First key and end of the keys that a block of queries sees between them."""
+        stop = self.first_query + asking.end
+        left, _ = self.window
+        if asking.number == LAST:
+            begin, end = spans.get((asking.row, self._last_segments[asking.row]), (0, 0))
+            begin = max(begin, stop - 1 - left) if left >= 0 else begin
+            return begin, max(begin, end)
+        begin, end = spans.get((asking.row, asking.number), (0, 0))
+        if end and self.pattern.causal:
+            return begin, stop
+        if end not in (0, stop) and self.window != (-1, -1):
+            self._refuse_alignment()
+        return begin, end
+
+    @functools.cached_property
+    def _last_segments(self) -> list[int]:
+        """The segment of each row's last visible column, were it not padding."""
+        if self.pattern.segments is None:
+            return [0] * self.shape[0]
+        last = self.pattern.segments[:, self._last_key - 1]
+        numbers: list[int] = last.expand(self.shape[0]).tolist()
+        return numbers
 
     def _refuse_holes(self) -> NoReturn:
         raise UnsupportedConfigurationError(
@@ -284,30 +317,13 @@ class Packing:
         )
 
 
-def _find(rows: Tensor, wanted: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Begin and end of the keys of each wanted segment, 0 and 0 for none; and: are there holes?"""
-    keys = _blocks(numbers)
-    real = keys.numbers != PADDING
-    factor = int(torch.cat([keys.numbers, wanted, wanted.new_zeros(1)]).max()) + 2
-    have = (keys.rows * factor + keys.numbers)[real]
-    want = rows * factor + wanted
-    if bool((have[1:] < have[:-1]).any()):
-        raise UnsupportedConfigurationError("the segments of a packed row do not ascend")
-    first = torch.searchsorted(have, want)
-    final = torch.searchsorted(have, want, right=True) - 1
-    found = (final >= first) & (wanted != PADDING)
-    nothing = want.new_zeros(1)
-    begins = torch.cat([keys.begins[real], nothing])[torch.where(found, first, -1)]
-    ends = torch.cat([keys.ends[real], nothing])[torch.where(found, final, -1)]
-    return begins, ends, bool(((final > first) & found).any())
-
-
-def _close_holes(
-    numbers: Tensor, rows: Tensor, begins: Tensor, ends: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Begins and ends among the real keys alone, and where those are."""
-    real = numbers != PADDING
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), real.flatten().cumsum(0)])
-    row = rows * numbers.shape[1]
-    where = real.nonzero(as_tuple=True)
-    return before[row + begins], before[row + ends], (where[0], where[1])
+def _among_real(
+    numbers: Tensor, rows: list[int], extents: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Extents counted among the real keys of the batch alone."""
+    before = [0, *(numbers != PADDING).flatten().cumsum(0).tolist()]
+    starts = [row * numbers.shape[1] for row in rows]
+    return [
+        (before[start + begin], before[start + end])
+        for start, (begin, end) in zip(starts, extents, strict=True)
+    ]
