@@ -10,43 +10,24 @@ ours reads a paged cache for decode.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from mainboard import kernels
+from mainboard.kernels.backends.cpu import CpuAttentionBackend
+from mainboard.platforms.cpu import CpuPlatform
+from mainboard.testing.attention_cases import AttentionCase
 
-HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 128
-# Decode alternates over this many caches' worth of keys, so that none stays in the processor's cache.
+# Decode alternates over this many bytes of keys and values, so that none stays in a cache.
 POOL_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape: `queries` new tokens at the end of `keys`, in each of `batch` sequences."""
-
-    name: str
-    batch: int
-    queries: int
-    keys: int
-    dtype: torch.dtype
-
-    @property
-    def flops(self) -> float:
-        """Multiply-adds times two of both products, the causal half counted once."""
-        past = self.keys - self.queries
-        seen = self.queries * past + self.queries * (self.queries + 1) / 2
-        return 4 * self.batch * HEADS * DIM * seen
-
-    @property
-    def bytes(self) -> int:
-        """Keys and values read once."""
-        return 2 * self.batch * self.keys * KV_HEADS * DIM * self.dtype.itemsize
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -62,75 +43,69 @@ class Result:
     gbytes: float
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[tuple[str, AttentionCase]]:
     """The shapes that the project promises never to be slower on."""
+    shape = {"heads": 32, "kv_heads": 8, "head_dim": 128}
     for dtype in (torch.bfloat16, torch.float32):
         for length in (512, 2048):
-            yield Case(f"prefill {length}", 1, length, length, dtype)
+            yield f"prefill {length}", AttentionCase((length,), (length,), dtype=dtype, **shape)
         for batch in (1, 8):
             for length in (1024, 4096):
-                yield Case(f"decode {batch} x {length}", batch, 1, length, dtype)
+                queries, keys = (1,) * batch, (length,) * batch
+                case = AttentionCase(queries, keys, dtype=dtype, page_size=128, **shape)
+                yield f"decode {batch} x {length}", case
 
 
-def prefill_calls(case: Case) -> tuple[Callable[[], object], list[Callable[[], object]]]:
+def prefill_calls(case: AttentionCase) -> tuple[Call, list[Call]]:
     """Ours on token-major tensors, SDPA on head-major ones."""
-    q = torch.randn(case.queries, HEADS, DIM, dtype=case.dtype)
-    k, v = (torch.randn(case.keys, KV_HEADS, DIM, dtype=case.dtype) for _ in range(2))
-    offsets = torch.tensor([0, case.queries], dtype=torch.int32)
-    out = torch.empty_like(q)
-
-    def ours() -> object:
-        return kernels.attention(
-            q, k, v, cu_seqlens_q=offsets, cu_seqlens_k=offsets,
-            max_seqlen_q=case.queries, max_seqlen_k=case.keys, out=out,
-        )  # fmt: skip
-
-    qh, kh, vh = (x.transpose(0, 1).contiguous()[None] for x in (q, k, v))
-    ke, ve = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (kh, vh))
-    return ours, [
-        lambda: sdpa(qh, kh, vh, is_causal=True, enable_gqa=True),
-        lambda: sdpa(qh, ke, ve, is_causal=True),
+    given = case.inputs()
+    out = torch.empty_like(given.q)
+    heads = (x.transpose(0, 1).contiguous()[None] for x in (given.q, given.k, given.v))
+    q, k, v = heads
+    expanded = [x.repeat_interleave(case.heads // case.kv_heads, dim=1) for x in (k, v)]
+    return partial(kernels.attention, given.q, given.k, given.v, out=out, **given.options), [
+        lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True),
+        lambda: sdpa(q, *expanded, is_causal=True),
     ]
 
 
-def decode_calls(case: Case) -> tuple[Callable[[], object], list[Callable[[], object]]]:
-    """Ours on a paged cache with shuffled pages, SDPA on contiguous keys."""
+def decode_calls(case: AttentionCase) -> tuple[Call, list[Call]]:
+    """Ours on a paged cache in the backend's layout, pages shuffled; SDPA on contiguous keys."""
+    batch, keys, page = len(case.keys), case.keys[0], case.page_size
+    assert page is not None
     pools = max(1, POOL_BYTES // case.bytes)
-    pages = case.batch * case.keys // PAGE
-    shape = (pools * pages, KV_HEADS, PAGE, DIM)
-    k_cache, v_cache = (torch.randn(shape, dtype=case.dtype).transpose(1, 2) for _ in range(2))
-    tables = torch.randperm(pools * pages).int().view(pools, case.batch, -1)
-    q = torch.randn(case.batch, HEADS, DIM, dtype=case.dtype)
-    offsets = torch.arange(case.batch + 1, dtype=torch.int32)
-    used = torch.full((case.batch,), case.keys, dtype=torch.int32)
-    out = torch.empty_like(q)
-    turn = 0
+    pages = batch * keys // page
+    shape = CpuAttentionBackend.get_kv_cache_shape(
+        pools * pages, page, case.kv_heads, case.head_dim
+    )
+    cache = torch.randn(shape).to(case.dtype)
+    k_cache, v_cache = CpuAttentionBackend.split_kv_cache(cache)
+    tables = torch.randperm(pools * pages).int().view(pools, batch, -1)
+    given = case.inputs()
+    given.options.pop("block_table")
+    out = torch.empty_like(given.q)
+    k, v = (x.reshape(pools, batch, case.kv_heads, keys, case.head_dim) for x in cache)
+    heads = given.q.view(batch, case.heads, 1, case.head_dim)
+    groups = given.q.view(batch, case.kv_heads, -1, case.head_dim)
+    turns = count()
 
     def ours() -> object:
-        nonlocal turn
-        turn += 1
+        table = tables[next(turns) % pools]
         return kernels.attention(
-            q, k_cache, v_cache, cu_seqlens_q=offsets, seqused_k=used,
-            block_table=tables[turn % pools], max_seqlen_q=1, max_seqlen_k=case.keys, out=out,
-        )  # fmt: skip
+            given.q, k_cache, v_cache, block_table=table, out=out, **given.options
+        )
 
-    dense = (pools, case.batch, KV_HEADS, case.keys, DIM)
-    k, v = k_cache.transpose(1, 2).reshape(dense), v_cache.transpose(1, 2).reshape(dense)
-    heads = q.view(case.batch, HEADS, 1, DIM)
-    groups = q.view(case.batch, KV_HEADS, HEADS // KV_HEADS, DIM)
-
-    def shared(query: torch.Tensor, **options: bool) -> Callable[[], object]:
+    def shared(query: torch.Tensor, **options: bool) -> Call:
         def call() -> object:
-            nonlocal turn
-            turn += 1
-            return sdpa(query, k[turn % pools], v[turn % pools], **options)
+            pool = next(turns) % pools
+            return sdpa(query, k[pool], v[pool], **options)
 
         return call
 
     return ours, [shared(heads, enable_gqa=True), shared(groups)]
 
 
-def median_times(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+def median_times(calls: list[Call], rounds: int) -> list[float]:
     """Median seconds of each call, taken in turn."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
@@ -144,20 +119,19 @@ def median_times(calls: list[Callable[[], object]], rounds: int) -> list[float]:
     return [statistics.median(samples) for samples in times]
 
 
-def measure(case: Case, rounds: int) -> Result:
+def measure(name: str, case: AttentionCase, rounds: int) -> Result:
     """Time one case."""
-    calls = prefill_calls if case.queries > 1 else decode_calls
-    ours, peers = calls(case)
+    ours, peers = (prefill_calls if case.page_size is None else decode_calls)(case)
     mine, *others = median_times([ours, *peers], rounds)
     best = min(others)
     return Result(
-        case.name,
-        str(case.dtype).removeprefix("torch."),
-        mine * 1e3,
-        best * 1e3,
-        best / mine,
-        case.flops / mine / 1e9,
-        case.bytes / mine / 1e9,
+        case=name,
+        dtype=str(case.dtype).removeprefix("torch."),
+        ours_ms=mine * 1e3,
+        sdpa_ms=best * 1e3,
+        ratio=best / mine,
+        gflops=case.flops / mine / 1e9,
+        gbytes=case.bytes / mine / 1e9,
     )
 
 
@@ -168,15 +142,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    results = [measure(case, options.rounds) for case in cases()]
+    results = [measure(name, case, options.rounds) for name, case in cases()]
     status = kernels.status()
     if options.json:
         print(json.dumps({"kernels": status, "results": [asdict(r) for r in results]}, indent=2))
         return
     library = status["libraries"][0]
-    print(f"{platform.processor() or platform.machine()}, {status['threads']} threads, torch")
-    print(f"{status['torch']}, kernels {status['level']} ({library['active']}); median of "
-          f"{options.rounds}; heads {HEADS}/{KV_HEADS}, dim {DIM}\n")  # fmt: skip
+    print(
+        f"{CpuPlatform.get_device_name()}, {status['threads']} threads, torch {status['torch']}, "
+        f"kernels {library['active'] or status['level']}; median of {options.rounds}; "
+        "heads 32/8, head dim 128\n"
+    )
     print("| case | dtype | ours ms | SDPA ms | SDPA / ours | GFLOP/s | GB/s |")
     print("|---|---|---|---|---|---|---|")
     for r in results:

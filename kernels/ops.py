@@ -1,7 +1,7 @@
-"""The operators as people call them: defaults filled in, arguments checked, outputs allocated.
+"""The operators as people call them: defaults filled in, outputs allocated, refusals explained.
 
 Under each is `torch.ops.mainboard.<name>`, which PyTorch dispatches by device and which engines may
-call directly.
+call directly; it checks its arguments on every device.
 """
 
 import math
@@ -17,7 +17,9 @@ __all__ = ["attention", "merge_attention_states", "reshape_and_cache"]
 library.load()
 
 _CHECK_VALUES = os.environ.get("MAINBOARD_CHECK", "0") not in ("", "0")
-_OPS = torch.ops.mainboard
+_attention = torch.ops.mainboard.attention.default
+_reshape_and_cache = torch.ops.mainboard.reshape_and_cache.default
+_merge_attention_states = torch.ops.mainboard.merge_attention_states.default
 assert set(schema.SCHEMAS) == set(__all__), "an operator lacks its public call"
 
 
@@ -27,12 +29,11 @@ def _scale(value: float | Tensor | None, like: Tensor) -> Tensor | None:
     return torch.full((1,), float(value), dtype=torch.float32, device=like.device)
 
 
-def _refuse_gradients(*inputs: Tensor) -> None:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        raise RuntimeError(
-            "attention has no backward, and an input requires gradients; "
-            "call it under torch.no_grad() or torch.inference_mode()"
-        )
+def _no_backward() -> RuntimeError:
+    return RuntimeError(
+        "attention has no backward, and an input requires gradients; "
+        "call it under torch.no_grad() or torch.inference_mode()"
+    )
 
 
 def attention(
@@ -94,30 +95,34 @@ def attention(
 
     Raises:
         TypeError: a dtype that is not served.
-        ValueError: shapes, strides or devices that do not fit, or (where reading them costs no
-            synchronisation, or with `MAINBOARD_CHECK=1`) lengths and pages out of range.
+        ValueError: shapes, strides or devices that do not fit, or (on the CPU, and elsewhere with
+            `MAINBOARD_CHECK=1`) lengths and pages out of range.
         RuntimeError: gradients are required.
     """
-    k_scale, v_scale = _scale(k_scale, q), _scale(v_scale, q)
-    validate.attention(
-        q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
-        window, softcap, alibi_slopes, sinks, k_scale, v_scale,
-    )  # fmt: skip
-    _refuse_gradients(q, k, v)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise _no_backward()
+    if k_scale is not None:
+        k_scale = _scale(k_scale, q)
+    if v_scale is not None:
+        v_scale = _scale(v_scale, q)
     if _CHECK_VALUES:
         check.lengths(q, k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
     if out is None:
-        out = q.new_empty((q.shape[0], q.shape[1], v.shape[-1]))
-    lse = None
-    if return_lse:
-        lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+        out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    lse = q.new_empty(q.shape[1::-1], dtype=torch.float32) if return_lse else None
     if softmax_scale is None:
         softmax_scale = 1.0 / math.sqrt(q.shape[-1])
-    _OPS.attention(
-        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
-        max_seqlen_q, max_seqlen_k, softmax_scale, causal, window[0], window[1], softcap,
-        alibi_slopes, sinks, k_scale, v_scale, deterministic,
+    left, right = window
+    arguments = (
+        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, max_seqlen_q,
+        max_seqlen_k, softmax_scale, causal, left, right, softcap, alibi_slopes, sinks, k_scale,
+        v_scale, deterministic,
     )  # fmt: skip
+    try:
+        _attention(*arguments)
+    except (RuntimeError, ValueError):
+        validate.attention(*arguments)
+        raise
     return out if lse is None else (out, lse)
 
 
@@ -146,11 +151,17 @@ def reshape_and_cache(
         TypeError: a dtype that is not served.
         ValueError: shapes, strides or devices that do not fit.
     """
-    k_scale, v_scale = _scale(k_scale, key), _scale(v_scale, key)
-    validate.reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
     if _CHECK_VALUES:
         check.slots(key_cache, slot_mapping)
-    _OPS.reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
+    arguments = (
+        key, value, key_cache, value_cache, slot_mapping,
+        _scale(k_scale, key), _scale(v_scale, key),
+    )  # fmt: skip
+    try:
+        _reshape_and_cache(*arguments)
+    except (RuntimeError, ValueError):
+        validate.reshape_and_cache(*arguments)
+        raise
 
 
 def merge_attention_states(
@@ -181,6 +192,9 @@ def merge_attention_states(
     """
     out = torch.empty_like(a) if out is None else out
     out_lse = a_lse.new_empty(a_lse.shape) if out_lse is None else out_lse
-    validate.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
-    _OPS.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
+    try:
+        _merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
+    except (RuntimeError, ValueError):
+        validate.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
+        raise
     return out, out_lse

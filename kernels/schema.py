@@ -4,9 +4,12 @@ Compiled libraries, Triton kernels and vendors only implement them, for their di
 dispatcher chooses by device. Without an implementation the plain-PyTorch reference runs.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from mainboard.kernels import reference
+from mainboard.kernels import reference, validate
 
 SCHEMAS = {
     "attention": (
@@ -30,11 +33,27 @@ SCHEMAS = {
 _LIBRARY = torch.library.Library("mainboard", "DEF")
 
 
-def _nothing(*_: object) -> None:
-    """Every operator writes into its arguments, so a fake kernel has nothing to compute."""
+def _fake(name: str) -> Callable[..., None]:
+    """Every operator writes into its arguments, so a fake kernel only checks them."""
+    check = getattr(validate, name)
+
+    def fake(*arguments: Any) -> None:
+        check(*arguments)
+
+    return fake
+
+
+def _checked_reference(name: str) -> Callable[..., None]:
+    check, compute = getattr(validate, name), getattr(reference, name)
+
+    def checked(*arguments: Any) -> None:
+        check(*arguments)
+        compute(*arguments)
+
+    return checked
 
 
 for _name, _schema in SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mainboard::{_name}", _nothing, lib=_LIBRARY)
+    _LIBRARY.impl(_name, _checked_reference(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mainboard::{_name}", _fake(_name), lib=_LIBRARY)

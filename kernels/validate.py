@@ -1,7 +1,9 @@
-"""Checks on operator arguments, made once on the host and without touching device memory.
+"""Checks on operator arguments, made on the host and without touching device memory.
 
 Each raises `TypeError` for what has the wrong kind and `ValueError` for the wrong size, naming the
-argument, what it is and what was expected.
+argument, what it is and what was expected. The reference and the fake kernels call them. Compiled
+kernels make the same checks themselves, in nanoseconds (csrc/common/arguments.h); when one refuses,
+the public call comes here for the words.
 """
 
 import torch
@@ -97,35 +99,46 @@ def _keys_and_values(q: Tensor, k: Tensor, v: Tensor, paged: bool) -> None:
         raise ValueError(f"q has {heads} heads and k has {kv_heads}; expected a multiple of k's")
 
 
-def _outputs(q: Tensor, v: Tensor, out: Tensor | None, lse: Tensor | None) -> None:
-    if out is not None:
-        _rows("out", out, 3, "[tokens, heads, value dim]")
-        if tuple(out.shape) != (q.shape[0], q.shape[1], v.shape[-1]):
-            raise _wrong_shape("out", out, f"[{q.shape[0]}, {q.shape[1]}, {v.shape[-1]}]")
-        if out.dtype != q.dtype:
-            raise TypeError(f"out has dtype {_name(out.dtype)}; expected q's {_name(q.dtype)}")
-        _like("out", out, q)
-    if lse is not None and (lse.dtype != torch.float32 or tuple(lse.shape) != q.shape[1::-1]):
-        raise ValueError("lse must be float32 of shape [heads, tokens]")
+def _outputs(q: Tensor, v: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    _rows("out", out, 3, "[tokens, heads, value dim]")
+    if tuple(out.shape) != (q.shape[0], q.shape[1], v.shape[-1]):
+        raise _wrong_shape("out", out, f"[{q.shape[0]}, {q.shape[1]}, {v.shape[-1]}]")
+    if out.dtype != q.dtype:
+        raise TypeError(f"out has dtype {_name(out.dtype)}; expected q's {_name(q.dtype)}")
+    _like("out", out, q)
+    if lse is None:
+        return
+    if lse.dtype != torch.float32:
+        raise TypeError(f"lse has dtype {_name(lse.dtype)}; expected float32")
+    if tuple(lse.shape) != (q.shape[1], q.shape[0]) or (lse.numel() and lse.stride(1) != 1):
+        raise _wrong_shape("lse", lse, f"[{q.shape[1]}, {q.shape[0]}], contiguous")
+    _like("lse", lse, q)
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor | None,
+    out: Tensor,
+    lse: Tensor | None,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor | None,
     seqused_k: Tensor | None,
     block_table: Tensor | None,
-    window: tuple[int, int],
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    window_left: int,
+    window_right: int,
     softcap: float,
     alibi_slopes: Tensor | None,
     sinks: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    deterministic: bool,
 ) -> None:
-    """Check the arguments of `mainboard.kernels.attention`.
+    """Check the arguments of `torch.ops.mainboard.attention`.
 
     Raises:
         TypeError: a dtype that is not served.
@@ -137,7 +150,7 @@ def attention(
             f"q has dtype {_name(q.dtype)}; expected {', '.join(map(_name, QUERY_DTYPES))}"
         )
     _keys_and_values(q, k, v, block_table is not None)
-    _outputs(q, v, out, None)
+    _outputs(q, v, out, lse)
     _indices("cu_seqlens_q", cu_seqlens_q, (None,), q)
     if cu_seqlens_q.shape[0] < 1:
         raise _wrong_shape("cu_seqlens_q", cu_seqlens_q, "[sequences + 1]")
@@ -152,8 +165,8 @@ def attention(
         _indices("seqused_k", seqused_k, (batch,), q)
     if block_table is not None:
         _indices("block_table", block_table, (batch, None), q)
-    if len(window) != 2 or min(window) < -1:
-        raise ValueError(f"window is {window}; expected (left, right), each -1 or more")
+    if window_left < -1 or window_right < -1:
+        raise ValueError(f"window is {(window_left, window_right)}; expected each -1 or more")
     if not softcap >= 0.0:
         raise ValueError(f"softcap is {softcap}; expected 0 (off) or more")
     _per_head("alibi_slopes", alibi_slopes, (q.shape[1],), q)
@@ -171,7 +184,7 @@ def reshape_and_cache(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> None:
-    """Check the arguments of `mainboard.kernels.reshape_and_cache`.
+    """Check the arguments of `torch.ops.mainboard.reshape_and_cache`.
 
     Raises:
         TypeError: a dtype that is not served.
@@ -208,7 +221,7 @@ def reshape_and_cache(
 def merge_attention_states(
     out: Tensor, out_lse: Tensor | None, a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor
 ) -> None:
-    """Check the arguments of `mainboard.kernels.merge_attention_states`.
+    """Check the arguments of `torch.ops.mainboard.merge_attention_states`.
 
     Raises:
         TypeError: a dtype that is not served, or that differs between a, b and out.

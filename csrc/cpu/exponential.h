@@ -5,39 +5,44 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// e^x - 1 = 2^n (e^r - 1) + (2^n - 1) with x = n ln 2 + r and |r| <= ln 2 / 2.
+// e^x = 2^n e^r with x = n ln 2 + r and |r| <= ln 2 / 2.
 struct Reduced {
-  Vec power;  // n
-  Vec expm1;  // e^r - 1
+  Vec biased;  // a float whose lowest bits are n + 127
+  Vec r;
 };
 
+// For -88 < x <= 0. Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits. One
+// part of ln 2 is enough: its error grows with |x|, where e^x vanishes.
 inline Reduced reduce(Vec x) {
-  const Vec n = round(x * set1(1.44269504f));
-  Vec r = fma(n, set1(-0.693145752f), x);  // ln 2 in two parts; the first has few bits
-  r = fma(n, set1(-1.42860677e-06f), r);
-  // Chebyshev fit of (e^r - 1) / r on that interval; relative error of e^r <= 7e-8 in float32.
+  const Vec shift = set1(12582912.0f + 127.0f);
+  const Vec biased = fma(x, set1(1.44269504f), shift);
+  return {biased, fma(shift - biased, set1(0.693147182f), x)};
+}
+
+// (e^r - 1) / r by a Chebyshev fit on that interval; relative error of e^r <= 7e-8 in float32.
+inline Vec expm1_over_r(Vec r) {
   Vec p = set1(0.0013933649752289057f);
   p = fma(p, r, set1(0.00836915522813797f));
   p = fma(p, r, set1(0.04166646674275398f));
   p = fma(p, r, set1(0.16666504740715027f));
   p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  return {n, p * r};
+  return fma(p, r, set1(1.0f));
 }
 
 // e^x for x <= 0; results under 1.7e-38 are zero. NaN stays NaN.
 inline Vec exp_nonpositive(Vec x) {
   const Vec floor = set1(-87.0f);
   const Reduced e = reduce(max(floor, x));
-  return select_le(x, floor, zero(), scale_by_power_of_two(e.expm1 + set1(1.0f), e.power));
+  const Vec power = power_of_two(e.biased);
+  return select_le(x, floor, zero(), fma(expm1_over_r(e.r), e.r, set1(1.0f)) * power);
 }
 
-// tanh through e^(-2|x|) - 1, which keeps the relative error of small x.
+// tanh through e^(-2|x|) - 1 = 2^n (e^r - 1) + (2^n - 1), which keeps the relative error of small
+// x.
 inline Vec tanh(Vec x) {
-  const Vec y = max(set1(-80.0f), abs(x) * set1(-2.0f));
-  const Reduced e = reduce(y);
-  const Vec power = scale_by_power_of_two(set1(1.0f), e.power);
-  const Vec expm1 = fma(e.expm1, power, power - set1(1.0f));
+  const Reduced e = reduce(max(set1(-80.0f), abs(x) * set1(-2.0f)));
+  const Vec power = power_of_two(e.biased);
+  const Vec expm1 = fma(expm1_over_r(e.r) * e.r, power, power - set1(1.0f));
   const Vec magnitude = (zero() - expm1) / (expm1 + set1(2.0f));
   return select_le(zero(), x, magnitude, zero() - magnitude);
 }

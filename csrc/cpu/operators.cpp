@@ -1,10 +1,11 @@
 // The CPU implementations of torch.ops.mainboard.*: arguments in, work shared out, kernels called.
 //
-// Shapes, dtypes and devices were validated in Python (kernels/validate.py); what only the values
-// can tell is checked here, where reading them is free.
+// Devices need no check: the dispatcher comes here only when every tensor is on the CPU. What only
+// the values can tell is checked too, because reading them is free here.
 #include <atomic>
 #include <stdexcept>
 
+#include "csrc/common/arguments.h"
 #include "csrc/common/torch_abi.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/schedule.h"
@@ -73,13 +74,17 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   Attention a;
   a.scale = static_cast<float>(in.real());
   const bool causal = in.boolean();
-  a.left = window_side(in.integer());
-  a.right = window_side(in.integer());
-  if (causal) a.right = 0;
-  a.softcap = static_cast<float>(in.real());
+  const int64_t left = in.integer(), right = in.integer();
+  a.left = window_side(left);
+  a.right = causal ? 0 : window_side(right);
+  const double softcap = in.real();
+  a.softcap = static_cast<float>(softcap);
   const auto slopes = in.optional_tensor(), sinks = in.optional_tensor();
   const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
   const bool deterministic = in.boolean();
+  check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
+  check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
+                          k_scale, v_scale);
 
   a.q = token_rows(q);
   a.out = token_rows(out);
@@ -89,7 +94,7 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   a.lse_stride = lse ? lse->stride(0) : 0;
   a.heads = q.size(1);
   a.kv_heads = k.size(k.dim() - 2);
-  a.group = a.kv_heads == 0 ? 1 : a.heads / a.kv_heads;
+  a.group = a.heads / a.kv_heads;
   a.head_dim = q.size(2);
   a.value_dim = v.size(v.dim() - 1);
   a.alibi_slopes = pointer<float>(slopes);
@@ -121,6 +126,7 @@ void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor key = in.tensor(), value = in.tensor();
   const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
   const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
+  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
   const Kernels& kernels = active_kernels();
   const int64_t tokens = slots.size(0), heads = key.size(1), page = key_cache.size(1);
   const int64_t room = key_cache.size(0) * page;
@@ -154,6 +160,7 @@ void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor out = in.tensor();
   const auto out_lse = in.optional_tensor();
   const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
+  check_merge(out, out_lse, a, a_lse, b, b_lse);
   const Kernels& kernels = active_kernels();
   const Rows to = token_rows(out), from_a = token_rows(a), from_b = token_rows(b);
   const int64_t heads = out.size(1), dim = out.size(2);

@@ -27,9 +27,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
-inline Vec round(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
-// x * 2^n for integral n; gradual underflow included.
-inline Vec scale_by_power_of_two(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+// 2^n for a float whose lowest bits are n + 127.
+inline Vec power_of_two(Vec biased) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(biased), 23));
+}
 // Where a <= b, x; elsewhere y.
 inline Vec select_le(Vec a, Vec b, Vec x, Vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), y, x);
@@ -79,13 +80,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-inline Vec round(Vec a) {
-  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-// x * 2^n for integral n in [-126, 127].
-inline Vec scale_by_power_of_two(Vec x, Vec n) {
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+// 2^n for a float whose lowest bits are n + 127.
+inline Vec power_of_two(Vec biased) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23));
 }
 // Where a <= b, x; elsewhere y.
 inline Vec select_le(Vec a, Vec b, Vec x, Vec y) {
@@ -149,18 +146,14 @@ inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec abs(Vec a) { return a < 0.0f ? -a : a; }
-// Nearest integer for |a| < 2^22, by moving the fraction out of the mantissa.
-inline Vec round(Vec a) {
-  const Vec shift = set1(12582912.0f);
-  Vec moved = a + shift;
-  asm("" : "+m"(moved));  // keeps (a + shift) - shift from being folded
-  return moved - shift;
-}
-inline Vec scale_by_power_of_two(Vec x, Vec n) {
-  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+// 2^n for a float whose lowest bits are n + 127.
+inline Vec power_of_two(Vec biased) {
+  IntVec bits;
+  std::memcpy(&bits, &biased, sizeof bits);
+  bits <<= 23;
   Vec factor;
-  std::memcpy(&factor, &exponent, sizeof factor);
-  return x * factor;
+  std::memcpy(&factor, &bits, sizeof factor);
+  return factor;
 }
 inline Vec select_le(Vec a, Vec b, Vec x, Vec y) { return a <= b ? x : y; }
 inline float reduce_max(Vec a) { return std::fmax(std::fmax(a[0], a[1]), std::fmax(a[2], a[3])); }
