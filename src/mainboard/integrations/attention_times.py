@@ -1,7 +1,6 @@
 """Time Mainboard's attention, PyTorch's SDPA and Transformers' eager attention inside one model.
 
-Used by semantic_search.py. The three take turns on the same batches, so that whatever else the
-machine does falls on all alike.
+The three take turns on the same batches, so that whatever else the machine does falls on all alike.
 """
 
 import statistics
