@@ -29,11 +29,11 @@ __all__ = [
     "candidates",
 ]
 
-# In order of preference.
+# Where each one's `probe()` is, in order of preference. The class is imported when it is chosen.
 BUILT_INS: Mapping[str, str] = types.MappingProxyType(
     {
-        "cuda": "mainboard.platforms.cuda",
-        "rocm": "mainboard.platforms.rocm",
+        "cuda": "mainboard.platforms.cuda_probe",
+        "rocm": "mainboard.platforms.rocm_probe",
         "cpu": "mainboard.platforms.cpu",
     }
 )

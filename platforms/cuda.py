@@ -15,11 +15,11 @@ from mainboard.platforms.cuda_inventory import (
     NvmlUnavailable,
     read_inventory,
 )
+from mainboard.platforms.cuda_probe import probe
 from mainboard.platforms.interface import Platform
-from mainboard.platforms.machine import Machine, this_machine
-from mainboard.platforms.probing import Decline, answer
+from mainboard.platforms.machine import this_machine
+from mainboard.platforms.probing import Decline
 from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
-from mainboard.platforms.verdict import Verdict
 
 __all__ = [
     "CudaPlatform",
@@ -228,11 +228,6 @@ class NonNvmlCudaPlatform(CudaPlatformBase):
 
 NvmlCudaPlatform = CudaPlatform
 """The name that vLLM gives to `CudaPlatform`."""
-
-
-def probe(machine: Machine | None = None) -> Verdict:
-    """Say whether NVIDIA's devices can be used here, without importing torch."""
-    return answer("cuda", lambda: cuda_probe.examine(machine or this_machine()))
 
 
 def _host_memory() -> int:

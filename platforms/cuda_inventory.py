@@ -5,21 +5,19 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mainboard.platforms.bounded import ask, time_limit
+from mainboard.platforms.cuda_probe import GIVE_DEVICES, is_jetson
 from mainboard.platforms.machine import Machine
 from mainboard.platforms.probing import Decline
 from mainboard.platforms.torch_build import find_package
 from mainboard.platforms.values import DeviceCapability
 
 __all__ = [
-    "GIVE_DEVICES",
     "CudaDevice",
     "Inventory",
     "NvmlUnavailable",
-    "is_jetson",
     "read_inventory",
 ]
 
-GIVE_DEVICES = "a container must be started with devices: docker run --gpus all"
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_inventory.py")
 
@@ -184,9 +182,3 @@ def _explain(machine: Machine, error: str, message: str, libcuda: str) -> Except
         f"the NVIDIA driver answers with {error}: {message}",
         "see `nvidia-smi` and the kernel's log",
     )
-
-
-def is_jetson(machine: Machine) -> bool:
-    """Whether this is one of NVIDIA's boards, whose GPU is not on a PCI bus."""
-    board = machine.text("proc/device-tree/compatible") or ""
-    return "nvidia,tegra" in board or machine.exists("etc/nv_tegra_release")

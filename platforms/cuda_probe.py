@@ -7,24 +7,28 @@ then permissions. Only when all of those say yes is the driver asked, in a proce
 import re
 from collections.abc import Mapping, Sequence
 
-from mainboard.platforms.cuda_inventory import (
-    GIVE_DEVICES,
-    CudaDevice,
-    Inventory,
-    NvmlUnavailable,
-    is_jetson,
-    read_inventory,
-)
-from mainboard.platforms.machine import Machine
-from mainboard.platforms.probing import Activation, Decline
+from mainboard.platforms.machine import Machine, this_machine
+from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
+from mainboard.platforms.verdict import Verdict
 
-__all__ = ["examine", "resolve_entries", "visibility"]
+# Where there is no device, neither the inventory nor the class is imported.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mainboard.platforms.cuda_inventory import CudaDevice, Inventory
+
+__all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe", "resolve_entries", "visibility"]
 
 _VENDOR = 0x10DE
 _CONTROL = "CUDA_VISIBLE_DEVICES"
 _WITH_NVML = "mainboard.platforms.cuda.CudaPlatform"
 _WITHOUT_NVML = "mainboard.platforms.cuda.NonNvmlCudaPlatform"
+GIVE_DEVICES = "a container must be started with devices: docker run --gpus all"
+
+
+def probe(machine: Machine | None = None) -> Verdict:
+    """Say whether NVIDIA's devices can be used here, without importing torch."""
+    return answer("cuda", lambda: examine(machine or this_machine()))
 
 
 def examine(machine: Machine) -> Activation:
@@ -41,6 +45,8 @@ def examine(machine: Machine) -> Activation:
     if build.cuda is None:
         raise _lacks_cuda(build)
     _check_permission(machine)
+    from mainboard.platforms.cuda_inventory import NvmlUnavailable, read_inventory
+
     try:
         inventory = read_inventory(machine)
     except NvmlUnavailable as missing:
@@ -74,7 +80,7 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     return entries if len(set(entries)) == len(entries) else []
 
 
-def resolve_entries(entries: Sequence[str] | None, inventory: Inventory) -> list[int]:
+def resolve_entries(entries: Sequence[str] | None, inventory: "Inventory") -> list[int]:
     """The physical ids that `CUDA_VISIBLE_DEVICES` leaves, in its order."""
     if entries is None:
         return [device.id for device in inventory.devices]
@@ -87,7 +93,7 @@ def resolve_entries(entries: Sequence[str] | None, inventory: Inventory) -> list
     return found
 
 
-def _means(entry: str, device: CudaDevice) -> bool:
+def _means(entry: str, device: "CudaDevice") -> bool:
     """Whether an entry names this device, or a slice of it; ids may be abbreviated."""
     if entry.isdecimal():
         return int(entry) == device.id
@@ -161,3 +167,9 @@ def _nothing_visible(machine: Machine, why: str) -> Decline:
         f"an NVIDIA device is here, but {_CONTROL} is {machine.environ.get(_CONTROL)!r}, {why}",
         f"unset {_CONTROL}, or name devices in it by number or by id",
     )
+
+
+def is_jetson(machine: Machine) -> bool:
+    """Whether this is one of NVIDIA's boards, whose GPU is not on a PCI bus."""
+    board = machine.text("proc/device-tree/compatible") or ""
+    return "nvidia,tegra" in board or machine.exists("etc/nv_tegra_release")

@@ -9,11 +9,9 @@ from typing import Any, ClassVar
 
 from mainboard.platforms import rocm_probe
 from mainboard.platforms.interface import Platform
-from mainboard.platforms.machine import Machine, this_machine
-from mainboard.platforms.probing import answer
-from mainboard.platforms.rocm_probe import RocmDevice
+from mainboard.platforms.machine import this_machine
+from mainboard.platforms.rocm_probe import RocmDevice, probe
 from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
-from mainboard.platforms.verdict import Verdict
 
 __all__ = ["RocmPlatform", "probe"]
 
@@ -159,8 +157,3 @@ class RocmPlatform(Platform):
             **super().describe(),
             "rocm": {"devices": devices, "visible": cls.visible_physical_ids()},
         }
-
-
-def probe(machine: Machine | None = None) -> Verdict:
-    """Say whether AMD's devices can be used here, without importing torch."""
-    return answer("rocm", lambda: rocm_probe.examine(machine or this_machine()))

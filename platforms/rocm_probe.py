@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from mainboard.platforms.machine import Machine
-from mainboard.platforms.probing import Activation, Decline
+from mainboard.platforms.machine import Machine, this_machine
+from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
 from mainboard.platforms.values import DeviceCapability
+from mainboard.platforms.verdict import Verdict
 
-__all__ = ["RocmDevice", "examine", "read_devices", "usable", "visible_ids"]
+__all__ = ["RocmDevice", "examine", "probe", "read_devices", "usable", "visible_ids"]
 
 _VENDOR = 0x1002
 _TOPOLOGY = "sys/class/kfd/kfd/topology/nodes"
@@ -37,6 +38,11 @@ class RocmDevice(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
         return {**self._asdict(), "capability": self.capability.as_version_str()}
+
+
+def probe(machine: Machine | None = None) -> Verdict:
+    """Say whether AMD's devices can be used here, without importing torch."""
+    return answer("rocm", lambda: examine(machine or this_machine()))
 
 
 def examine(machine: Machine) -> Activation:
