@@ -285,7 +285,7 @@ inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch)
   DotRow row[kDotRows];
   for (int r = 0; r < rows; ++r) {
     const int64_t token = w.query_begin + r / a.group;
-    const int64_t head = w.kv_head * a.group + r % a.group;
+    const int64_t head = w.first_head + r % a.group;
     const int64_t position = token + w.sequence.keys - w.sequence.queries;
     widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + r * dim, dim);
     narrow(q + r * dim, score_scale(a, w.kv_head), q + r * dim, dim);

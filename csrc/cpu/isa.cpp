@@ -80,7 +80,7 @@ static void join(const Attention& a, const Join& j) {
   for (int64_t row = 0; row < rows; ++row) {
     const float* first = w.partial + row * (dim + 1);
     for (int64_t p = 0; p < j.parts; ++p) in[p] = reinterpret_cast<const char*>(first + p * part);
-    const int64_t head = w.kv_head * a.group + row % a.group;
+    const int64_t head = w.first_head + row % a.group;
     const int64_t index = w.sequence.query_begin + w.query_begin + row / a.group;
     const float sink = a.sinks == nullptr ? -INFINITY : a.sinks[head];
     const float lse =

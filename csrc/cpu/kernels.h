@@ -36,7 +36,8 @@ struct Attention {
   float* lse = nullptr;  // [heads, tokens], or null
   int64_t lse_stride = 0;
   int64_t page_size = 1;
-  int64_t heads = 0, kv_heads = 0, group = 0;
+  int64_t heads = 0, kv_heads = 0;
+  int64_t group = 0;  // query heads that one work item takes together; they share a key head
   int64_t head_dim = 0, value_dim = 0;
   float scale = 1.0f, softcap = 0.0f;
   int64_t left = kUnbounded, right = kUnbounded;  // inclusive window around a query's position
@@ -47,10 +48,10 @@ struct Attention {
   int64_t k_scale_stride = 0, v_scale_stride = 0;
 };
 
-// One block of queries of one key-value head against one range of keys.
+// One block of queries, of heads that share keys, against one range of keys.
 struct WorkItem {
   Sequence sequence;
-  int64_t kv_head;
+  int64_t kv_head, first_head;
   int64_t query_begin, query_end;  // within the sequence
   int64_t key_begin, key_end;
   float* partial;  // null, or rows x (value_dim + 1): output and log-sum-exp of this range
@@ -64,7 +65,7 @@ struct Join {
 
 struct Kernels {
   const char* name;
-  int64_t block_rows;  // queries times group that one work item should hold
+  int64_t block_rows;  // most queries times group that one work item may hold
   bool (*serves)(const Attention&);
   int64_t (*scratch_floats)(const Attention&);
   void (*attend)(const Attention&, const WorkItem&, float* scratch);

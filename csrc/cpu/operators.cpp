@@ -44,9 +44,10 @@ float* thread_scratch(int64_t floats) {
   return reinterpret_cast<float*>((address + kLine - 1) / kLine * kLine);
 }
 
-void run(const Attention& a, const Batch& batch, bool deterministic) {
+void run(Attention a, const Batch& batch, bool deterministic) {
   thread_local Plan plan;
   const Kernels& kernels = kernels_for(a);
+  a.group = heads_together(a, kernels.block_rows);
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
   const int64_t items = static_cast<int64_t>(plan.items.size());
@@ -94,7 +95,6 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   a.lse_stride = lse ? lse->stride(0) : 0;
   a.heads = q.size(1);
   a.kv_heads = k.size(k.dim() - 2);
-  a.group = a.heads / a.kv_heads;
   a.head_dim = q.size(2);
   a.value_dim = v.size(v.dim() - 1);
   a.alibi_slopes = pointer<float>(slopes);

@@ -91,7 +91,7 @@ inline float exp_scalar(float x) {
 inline void finish_row(const Attention& a, const WorkItem& w, int64_t row, const float* output,
                        float peak, float sum) {
   const int64_t token = w.query_begin + row / a.group;
-  const int64_t head = w.kv_head * a.group + row % a.group;
+  const int64_t head = w.first_head + row % a.group;
   const int dim = static_cast<int>(a.value_dim);
   if (w.partial != nullptr) {
     float* part = w.partial + row * (dim + 1);

@@ -42,11 +42,18 @@ void narrow_keys(const Attention& a, WorkItem* w) {
 
 void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows,
                 std::vector<WorkItem>* items) {
-  const int64_t most = std::max<int64_t>(1, block_rows / a.group);
+  const int64_t most = block_rows / a.group;
   const int64_t blocks = divide_up(s.queries, most);
-  for (int64_t head = 0; head < a.kv_heads; ++head) {
+  for (int64_t head = 0; head < a.heads; head += a.group) {
     for (int64_t block = 0; block < blocks; ++block) {
-      WorkItem w{s, head, block * most, std::min(s.queries, (block + 1) * most), 0, 0, nullptr};
+      WorkItem w{s,
+                 head * a.kv_heads / a.heads,
+                 head,
+                 block * most,
+                 std::min(s.queries, (block + 1) * most),
+                 0,
+                 0,
+                 nullptr};
       narrow_keys(a, &w);
       items->push_back(w);
     }
@@ -139,6 +146,13 @@ Sequence read_sequence(const Batch& b, int64_t i) {
     }
   }
   return s;
+}
+
+int64_t heads_together(const Attention& a, int64_t block_rows) {
+  const int64_t sharing = a.heads / a.kv_heads;
+  for (int64_t parts = divide_up(sharing, block_rows);; ++parts) {
+    if (sharing % parts == 0) return sharing / parts;
+  }
 }
 
 void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64_t threads,

@@ -27,6 +27,9 @@ struct Plan {
 // Reads one sequence, or throws std::invalid_argument naming the entry that cannot be right.
 Sequence read_sequence(const Batch&, int64_t index);
 
+// The most heads sharing a key head that fit into one work item, and that divide evenly.
+int64_t heads_together(const Attention&, int64_t block_rows);
+
 // Fills `plan`, reusing its memory. With `deterministic`, how a sequence is split depends on that
 // sequence alone; otherwise also on the rest of the batch and on `threads`.
 void make_plan(const Attention&, const Batch&, int64_t block_rows, int64_t threads,

@@ -94,7 +94,7 @@ struct LaneRow {
 inline LaneRow lane_row(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
                         int lane) {
   const int64_t r = row + (lane < rows ? lane : rows - 1);
-  return {w.query_begin + r / a.group, w.kv_head * a.group + r % a.group};
+  return {w.query_begin + r / a.group, w.first_head + r % a.group};
 }
 
 // Everything of a panel but its queries.

@@ -23,6 +23,13 @@ def test_every_group_size(group: int) -> None:
     check_case(case)
 
 
+@pytest.mark.parametrize("heads", [200, 256, 500, 197 * 2])
+def test_more_heads_than_a_block_holds(heads: int) -> None:
+    """Hundreds of query heads on one key head are split between work items."""
+    check_case(AttentionCase((1, 3), (40, 5), heads=heads, kv_heads=1, head_dim=32))
+    check_case(AttentionCase((2,), (9,), heads=2 * heads, kv_heads=2, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("head_dim", [32, 33, 64, 80, 96, 100, 128, 192, 256, 320])
 def test_every_head_dim(head_dim: int) -> None:
     """Head dimensions need no padding by the caller, odd ones included."""
