@@ -24,7 +24,6 @@ inline Vec set1(float x) { return _mm512_set1_ps(x); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
 // 2^n for a float whose lowest bits are n + 127.
@@ -77,7 +76,6 @@ inline Vec set1(float x) { return _mm256_set1_ps(x); }
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 // 2^n for a float whose lowest bits are n + 127.
@@ -143,7 +141,6 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec abs(Vec a) { return a < 0.0f ? -a : a; }
 // 2^n for a float whose lowest bits are n + 127.
