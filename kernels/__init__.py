@@ -1,8 +1,9 @@
-"""Operators, their reference, and the compiled kernels that implement them.
+"""Operators, their reference, and the kernels that implement them.
 
-Everything is reached from here: `attention`, `reshape_and_cache`, `merge_attention_states`, the
-flash-attention call forms in `mainboard.kernels.flash_attn`, and `status()`. Importing this package
-imports torch when the first of them is used.
+Everything is reached from here: `attention`, `reshape_and_cache`, `merge_attention_states`,
+`mla_decode`, `concat_and_cache_mla`, the flash-attention call forms in
+`mainboard.kernels.flash_attn`, and `status()`. Importing this package imports torch when the first
+of them is used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mainboard.kernels.library import status as status
     from mainboard.kernels.ops import attention as attention
+    from mainboard.kernels.ops import concat_and_cache_mla as concat_and_cache_mla
     from mainboard.kernels.ops import merge_attention_states as merge_attention_states
+    from mainboard.kernels.ops import mla_decode as mla_decode
     from mainboard.kernels.ops import reshape_and_cache as reshape_and_cache
 
 _HOMES = {
     "attention": "mainboard.kernels.ops",
+    "concat_and_cache_mla": "mainboard.kernels.ops",
     "merge_attention_states": "mainboard.kernels.ops",
+    "mla_decode": "mainboard.kernels.ops",
     "reshape_and_cache": "mainboard.kernels.ops",
     "status": "mainboard.kernels.library",
 }
 
-__all__ = ["attention", "merge_attention_states", "reshape_and_cache", "status"]
+__all__ = [
+    "attention",
+    "concat_and_cache_mla",
+    "merge_attention_states",
+    "mla_decode",
+    "reshape_and_cache",
+    "status",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,27 @@ import os
 import torch
 from torch import Tensor
 
-from mainboard.kernels import check, library, schema, validate
+from mainboard.kernels import check, gpu_dispatch, library, schema, validate
 
-__all__ = ["attention", "merge_attention_states", "reshape_and_cache"]
+__all__ = [
+    "attention",
+    "concat_and_cache_mla",
+    "merge_attention_states",
+    "mla_decode",
+    "reshape_and_cache",
+]
 
-library.load()
+if library.load() is library.KernelLevel.TRITON:
+    gpu_dispatch.register("CPU")
+if torch.version.cuda or torch.version.hip:
+    gpu_dispatch.register("CUDA")
 
 _CHECK_VALUES = os.environ.get("MAINBOARD_CHECK", "0") not in ("", "0")
 _attention = torch.ops.mainboard.attention.default
 _reshape_and_cache = torch.ops.mainboard.reshape_and_cache.default
 _merge_attention_states = torch.ops.mainboard.merge_attention_states.default
+_mla_decode = torch.ops.mainboard.mla_decode.default
+_concat_and_cache_mla = torch.ops.mainboard.concat_and_cache_mla.default
 assert set(schema.SCHEMAS) == set(__all__), "an operator lacks its public call"
 
 
@@ -198,3 +209,99 @@ def merge_attention_states(
         validate.merge_attention_states(out, out_lse, a, a_lse, b, b_lse)
         raise
     return out, out_lse
+
+
+def mla_decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    value_dim: int = 512,
+    causal: bool = True,
+    kv_scale: float | Tensor | None = None,
+    out: Tensor | None = None,
+    return_lse: bool = False,
+    deterministic: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Latent attention in its absorbed form: every head reads the same cached rows.
+
+    A row is a key, and its first `value_dim` entries are the value.
+
+    Args:
+        q: `[tokens, heads, latent + rotary]`, float32, float16 or bfloat16.
+        kv_cache: `[pages, page_size, latent + rotary]`, page_size a multiple of 16; q's dtype, or
+            float8_e4m3fn or float8_e5m2.
+        cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
+        seqused_k: `[sequences]` int32, rows in use.
+        block_table: `[sequences, pages]` int32; entries past the last used page are not read.
+        max_seqlen_q: an upper bound on the queries of one sequence.
+        max_seqlen_k: an upper bound on its rows.
+        softmax_scale: that of the heads before absorption, such as 1 / sqrt(192).
+        value_dim: the latent's width.
+        causal: a query sees rows up to its own position.
+        kv_scale: what a cached row is multiplied by; a number, or float32 `[1]`.
+        out: `[tokens, heads, value_dim]` of q's dtype to write into.
+        return_lse: also return the natural log of the softmax denominator.
+        deterministic: bits depend on a sequence alone, not on the rest of the batch.
+
+    Returns:
+        `out`, or `(out, lse)` with `lse` `[heads, tokens]` float32.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit.
+        RuntimeError: gradients are required.
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or kv_cache.requires_grad):
+        raise _no_backward()
+    if _CHECK_VALUES:
+        check.lengths(q, kv_cache, cu_seqlens_q, None, seqused_k, block_table)
+    if out is None:
+        out = q.new_empty((*q.shape[:-1], value_dim))
+    lse = q.new_empty(q.shape[1::-1], dtype=torch.float32) if return_lse else None
+    arguments = (
+        q, kv_cache, out, lse, cu_seqlens_q, seqused_k, block_table, max_seqlen_q, max_seqlen_k,
+        softmax_scale, causal, _scale(kv_scale, q), deterministic,
+    )  # fmt: skip
+    try:
+        _mla_decode(*arguments)
+    except (RuntimeError, ValueError):
+        validate.mla_decode(*arguments)
+        raise
+    return out if lse is None else (out, lse)
+
+
+def concat_and_cache_mla(
+    kv_c: Tensor,
+    k_pe: Tensor,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    kv_scale: float | Tensor | None = None,
+) -> None:
+    """Write new latent rows into the pages of a cache: latent and rotary part, side by side.
+
+    Args:
+        kv_c: `[tokens, latent]`.
+        k_pe: `[tokens, rotary]`.
+        kv_cache: `[pages, page_size, latent + rotary]` of kv_c's dtype, or fp8.
+        slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
+        kv_scale: what an fp8 row will be multiplied by when read; a number, or float32 `[1]`.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit.
+    """
+    if _CHECK_VALUES:
+        check.slots(kv_cache, slot_mapping)
+    arguments = kv_c, k_pe, kv_cache, slot_mapping, _scale(kv_scale, kv_c)
+    try:
+        _concat_and_cache_mla(*arguments)
+    except (RuntimeError, ValueError):
+        validate.concat_and_cache_mla(*arguments)
+        raise

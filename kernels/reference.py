@@ -180,3 +180,40 @@ def merge_attention_states(
     out.copy_(merged)
     if out_lse is not None:
         out_lse.copy_(total)
+
+
+def mla_decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    kv_scale: Tensor | None,
+    deterministic: bool,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> None:
+    """Attention whose one key head is a row of the latent cache, and its values the row's front."""
+    keys = kv_cache.unsqueeze(2)
+    attention(
+        q, keys, keys[..., : out.shape[-1]], out, lse, cu_seqlens_q, None, seqused_k, block_table,
+        max_seqlen_q, max_seqlen_k, softmax_scale, causal, -1, -1, 0.0, None, None, kv_scale,
+        kv_scale, deterministic, precision=precision,
+    )  # fmt: skip
+
+
+def concat_and_cache_mla(
+    kv_c: Tensor, k_pe: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_scale: Tensor | None
+) -> None:
+    """Write token t's latent and rotary parts, side by side, into slot `slot_mapping[t]`."""
+    rows = torch.cat([kv_c, k_pe], dim=-1)[:, None]
+    latent, pages = rows[..., : kv_c.shape[-1]], kv_cache.unsqueeze(2)
+    reshape_and_cache(
+        rows, latent, pages, pages[..., : kv_c.shape[-1]], slot_mapping, kv_scale, kv_scale
+    )

@@ -4,7 +4,7 @@ Compiled libraries, Triton kernels and vendors only implement them, for their di
 dispatcher chooses by device. Without an implementation the plain-PyTorch reference runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,33 +27,48 @@ SCHEMAS = {
         "(Tensor(a!) out, Tensor(b!)? out_lse, Tensor a, Tensor a_lse, Tensor b, Tensor b_lse) "
         "-> ()"
     ),
+    "mla_decode": (
+        "(Tensor q, Tensor kv_cache, Tensor(a!) out, Tensor(b!)? lse, Tensor cu_seqlens_q, "
+        "Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, SymInt max_seqlen_k, "
+        "float softmax_scale, bool causal, Tensor? kv_scale, bool deterministic) -> ()"
+    ),
+    "concat_and_cache_mla": (
+        "(Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, Tensor? kv_scale) "
+        "-> ()"
+    ),
 }
 
 # Kept alive: a Library that is collected takes its operators with it.
 _LIBRARY = torch.library.Library("mainboard", "DEF")
 
 
-def _fake(name: str) -> Callable[..., None]:
-    """Every operator writes into its arguments, so a fake kernel only checks them."""
-    check = getattr(validate, name)
+def check(name: str, arguments: Sequence[Any]) -> None:
+    """Check the arguments of an operator.
 
-    def fake(*arguments: Any) -> None:
-        check(*arguments)
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit together.
+    """
+    getattr(validate, name)(*arguments)
 
-    return fake
 
-
-def _checked_reference(name: str) -> Callable[..., None]:
-    check, compute = getattr(validate, name), getattr(reference, name)
+def checked_reference(name: str) -> Callable[..., None]:
+    """The reference implementation of an operator, behind the checks."""
+    compute = getattr(reference, name)
 
     def checked(*arguments: Any) -> None:
-        check(*arguments)
+        check(name, arguments)
         compute(*arguments)
 
     return checked
 
 
+def _fake(name: str) -> Callable[..., None]:
+    """Every operator writes into its arguments, so a fake kernel only checks them."""
+    return lambda *arguments: check(name, arguments)
+
+
 for _name, _schema in SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, _checked_reference(_name), "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, checked_reference(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"mainboard::{_name}", _fake(_name), lib=_LIBRARY)

@@ -1,12 +1,13 @@
 """Which kernel serves a configuration, and why the others do not.
 
 One pure predicate answers it for the operators' documentation, for `mainboard kernels` and for
-engines, which ask when they plan shapes. PyTorch's dispatcher makes the same choice per call: a
-compiled kernel is registered for its device, the reference for every other.
+engines, which ask when they plan shapes. On the CPU PyTorch's dispatcher makes the same choice per
+call; on a GPU `mainboard.kernels.gpu_dispatch` asks here once for each configuration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 
@@ -19,10 +20,17 @@ __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "impleme
 
 FEATURES = ("window", "softcap", "alibi", "sinks")
 
+# What the CPU's compiled library has; the reference serves the others.
+_ON_CPU = ("attention", "reshape_and_cache", "merge_attention_states")
+
 
 @dataclass(frozen=True)
 class Request:
-    """What an operator would be asked to do."""
+    """What an operator would be asked to do.
+
+    The defaults describe any call; a kernel that is for some shapes only, such as decode, looks at
+    `heads`, `kv_heads` and `queries` too.
+    """
 
     operator: str = "attention"
     device: str = "cpu"
@@ -31,6 +39,12 @@ class Request:
     head_dim: int = 128
     page_size: int | None = None  # None: dense keys and values
     features: frozenset[str] = frozenset()  # of FEATURES
+    value_dim: int | None = None  # None: as `head_dim`
+    heads: int = 1
+    kv_heads: int = 1
+    queries: int = 1  # of the longest sequence; above 16, rounded up to a power of two
+    deterministic: bool = False
+    device_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,24 +83,73 @@ def _operator_reasons(request: Request) -> list[str]:
     return reasons
 
 
-def _compiled(device: str) -> Callable[[Request], list[str]]:
+def _compiled_cpu(request: Request) -> list[str]:
+    if request.device != "cpu":
+        return [f"runs on cpu, not on {request.device}"]
+    reasons = _operator_reasons(request)
+    if request.operator not in _ON_CPU:
+        reasons.append(f"has no {request.operator}")
+    found = library.loaded("cpu")
+    return reasons if found.loaded else [*reasons, found.reason]
+
+
+def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
+    """The predicate of a GPU's compiled library, which is a module beside its operators."""
+
     def refuses(request: Request) -> list[str]:
-        reasons = _operator_reasons(request)
-        if request.device != device:
-            reasons.append(f"runs on {device}, not on {request.device}")
-        loaded = {lib.device: lib for lib in library.libraries()}
-        if not loaded[device].loaded:
-            reasons.append(loaded[device].reason)
-        return reasons
+        if request.device != "cuda":
+            return [f"runs on cuda, not on {request.device}"]
+        found = library.loaded(name)
+        if not found.loaded:
+            return [found.reason]
+        from importlib import import_module
+
+        own: Callable[[Request], list[str]]
+        own = import_module(f"mainboard.kernels.{name}_support").refuses
+        return _operator_reasons(request) + own(request)
 
     return refuses
 
 
+def _triton(request: Request) -> list[str]:
+    """Triton's kernels are for GPUs; its interpreter takes CPU tensors, for tests."""
+    served = "cpu" if library.interpreted() else "cuda"
+    if request.device != served:
+        return [f"runs on {served}, not on {request.device}"]
+    why = library.why_no_triton()
+    if why is not None:
+        return [why]
+    return ["has no kernels in this release"]
+
+
+def _unless_forced(
+    level: KernelLevel, refuses: Callable[[Request], list[str]]
+) -> Callable[[Request], list[str]]:
+    """Refuse whatever `MAINBOARD_KERNELS` does not allow, before looking further."""
+
+    def checked(request: Request) -> list[str]:
+        forced = library.forced_level()
+        if forced not in (None, level):
+            return [f"{library.SETTING} is {forced.value!r}"]
+        return refuses(request)
+
+    return checked
+
+
+def _known() -> Iterator[tuple[str, KernelLevel, Callable[[Request], list[str]]]]:
+    yield "compiled CPU", KernelLevel.COMPILED, _compiled_cpu
+    for name in ("cuda", "hip"):
+        if find_spec(f"mainboard.kernels.{name}_support") is not None:
+            yield f"compiled {name.upper()}", KernelLevel.COMPILED, _compiled_gpu(name)
+    yield "Triton", KernelLevel.TRITON, _triton
+    yield "PyTorch reference", KernelLevel.REFERENCE, _operator_reasons
+
+
 def implementations() -> tuple[Implementation, ...]:
     """Every implementation of this release, best first."""
-    return (
-        Implementation("compiled CPU", KernelLevel.COMPILED, _compiled("cpu")),
-        Implementation("PyTorch reference", KernelLevel.REFERENCE, _operator_reasons),
+    return tuple(
+        Implementation(name, level, _unless_forced(level, refuses))
+        for name, level, refuses in _known()
     )
 
 
@@ -106,17 +169,27 @@ def choose(request: Request, candidates: Sequence[Implementation] | None = None)
     raise UnsupportedConfigurationError(f"no kernel serves {request}", why)
 
 
+def _attention_cases(base: Request) -> dict[str, Request]:
+    cases = {"dense": base, "paged": replace(base, page_size=16)}
+    for fp8 in FP8_DTYPES:
+        cases[f"{_short(fp8)} cache"] = replace(base, page_size=16, cache_dtype=fp8)
+    for feature in FEATURES:
+        cases[feature] = replace(base, page_size=16, features=frozenset({feature}))
+    return cases
+
+
 def matrix(device: str) -> list[dict[str, str]]:
     """The support matrix of one device: a row for each dtype, cache and feature."""
     base = Request(device=device)
-    variants = {"dense": base, "paged": replace(base, page_size=16)}
-    for fp8 in FP8_DTYPES:
-        variants[f"{_short(fp8)} cache"] = replace(base, page_size=16, cache_dtype=fp8)
-    for feature in FEATURES:
-        variants[feature] = replace(base, page_size=16, features=frozenset({feature}))
+    latent = replace(base, head_dim=576, value_dim=512, page_size=64)
     rows = []
-    for operator in ("attention", "reshape_and_cache", "merge_attention_states"):
-        cases = variants if operator == "attention" else {"any": base}
+    for operator, cases in {
+        "attention": _attention_cases(base),
+        "reshape_and_cache": {"any": base},
+        "merge_attention_states": {"any": base},
+        "mla_decode": {"any": latent},
+        "concat_and_cache_mla": {"any": latent},
+    }.items():
         for name, request in cases.items():
             row = {"operator": operator, "case": name}
             for dtype in QUERY_DTYPES:

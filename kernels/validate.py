@@ -175,6 +175,15 @@ def attention(
     _per_head("v_scale", v_scale, (1, k.shape[-2]), q)
 
 
+def _slots(slot_mapping: Tensor, tokens: int) -> None:
+    if slot_mapping.dtype != torch.int64:
+        raise TypeError(f"slot_mapping has dtype {_name(slot_mapping.dtype)}; expected int64")
+    if slot_mapping.dim() != 1 or slot_mapping.shape[0] > tokens:
+        raise _wrong_shape("slot_mapping", slot_mapping, f"[at most {tokens} tokens]")
+    if not slot_mapping.is_contiguous():
+        raise ValueError("slot_mapping is not contiguous; call .contiguous()")
+
+
 def reshape_and_cache(
     key: Tensor,
     value: Tensor,
@@ -207,12 +216,7 @@ def reshape_and_cache(
                 raise ValueError(f"{other_name} is on {other.device}; expected {key.device}")
     if key_cache.shape[:3] != value_cache.shape[:3]:
         raise _wrong_shape("value_cache", value_cache, f"{(*key_cache.shape[:3], 'dim')}")
-    if slot_mapping.dtype != torch.int64:
-        raise TypeError(f"slot_mapping has dtype {_name(slot_mapping.dtype)}; expected int64")
-    if slot_mapping.dim() != 1 or slot_mapping.shape[0] > min(key.shape[0], value.shape[0]):
-        raise _wrong_shape("slot_mapping", slot_mapping, f"[at most {key.shape[0]} tokens]")
-    if not slot_mapping.is_contiguous():
-        raise ValueError("slot_mapping is not contiguous; call .contiguous()")
+    _slots(slot_mapping, min(key.shape[0], value.shape[0]))
     heads = key.shape[1]
     _per_head("k_scale", k_scale, (1, heads), key)
     _per_head("v_scale", v_scale, (1, heads), key)
@@ -248,3 +252,66 @@ def merge_attention_states(
     for name, other in (("b", b), ("out", out), ("a_lse", a_lse), ("b_lse", b_lse)):
         if other.device != a.device:
             raise ValueError(f"{name} is on {other.device}; expected {a.device}, where a is")
+
+
+def mla_decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    kv_scale: Tensor | None,
+    deterministic: bool,
+) -> None:
+    """Check the arguments of `torch.ops.mainboard.mla_decode`.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit together.
+    """
+    _rows("kv_cache", kv_cache, 3, "[pages, page_size, latent + rotary]")
+    _rows("out", out, 3, "[tokens, heads, latent]")
+    if not 0 < out.shape[-1] <= kv_cache.shape[-1]:
+        raise _wrong_shape("out", out, f"a last dimension of at most {kv_cache.shape[-1]}")
+    keys = kv_cache.unsqueeze(2)
+    attention(
+        q, keys, keys[..., : out.shape[-1]], out, lse, cu_seqlens_q, None, seqused_k, block_table,
+        max_seqlen_q, max_seqlen_k, softmax_scale, causal, -1, -1, 0.0, None, None, kv_scale,
+        kv_scale, deterministic,
+    )  # fmt: skip
+
+
+def concat_and_cache_mla(
+    kv_c: Tensor, k_pe: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_scale: Tensor | None
+) -> None:
+    """Check the arguments of `torch.ops.mainboard.concat_and_cache_mla`.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit together.
+    """
+    for name, x in (("kv_c", kv_c), ("k_pe", k_pe)):
+        _rows(name, x, 2, "[tokens, dim]")
+        if x.dtype not in QUERY_DTYPES:
+            raise TypeError(
+                f"{name} has dtype {_name(x.dtype)}; expected {', '.join(map(_name, QUERY_DTYPES))}"
+            )
+    if k_pe.dtype != kv_c.dtype:
+        raise TypeError(f"k_pe has dtype {_name(k_pe.dtype)}; expected kv_c's {_name(kv_c.dtype)}")
+    _rows("kv_cache", kv_cache, 3, "[pages, page_size, latent + rotary]")
+    width = kv_c.shape[-1] + k_pe.shape[-1]
+    if kv_cache.shape[-1] != width:
+        raise _wrong_shape("kv_cache", kv_cache, f"[pages, page_size, {width}]")
+    _cache_dtype("kv_cache", kv_cache, kv_c)
+    _page_size("kv_cache", kv_cache)
+    _slots(slot_mapping, min(kv_c.shape[0], k_pe.shape[0]))
+    for name, x in (("k_pe", k_pe), ("kv_cache", kv_cache), ("slot_mapping", slot_mapping)):
+        if x.device != kv_c.device:
+            raise ValueError(f"{name} is on {x.device}; expected {kv_c.device}, where kv_c is")
+    _per_head("kv_scale", kv_scale, (1,), kv_c)
