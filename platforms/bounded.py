@@ -6,11 +6,16 @@ that asks is never stuck itself, and loads no vendor's library. Where no such ch
 started (Windows, an embedded interpreter) a daemon thread asks instead.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["DEFAULT_SECONDS", "Outcome", "ask", "time_limit"]
 

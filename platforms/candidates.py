@@ -3,14 +3,15 @@
 Each is asked at most once per resolution and always answers with a verdict.
 """
 
+from __future__ import annotations
+
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
 from mainboard.plugins.alias import is_real_vllm_loaded
 from mainboard.plugins.entry_points import EntryPoint
@@ -19,6 +20,10 @@ from mainboard.plugins.log import get_logger
 from mainboard.plugins.plugin import Plugin, PluginState
 from mainboard.plugins.turn import entered
 from mainboard.plugins.watch import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 __all__ = [
     "BUILT_INS",
@@ -50,7 +55,7 @@ class Fault(Exception):
 class Candidate:
     """Something that may become `current_platform`."""
 
-    _watch = staticmethod(watched)
+    _watch: type[entered] = watched
     remedy = "This is a fault of Mainboard: please report it with the output of `mainboard doctor`."
 
     def __init__(self, name: str, provider: str, title: str) -> None:
@@ -115,7 +120,7 @@ class BuiltInCandidate(Candidate):
     """A platform of Mainboard's own; its module's `probe()` answers."""
 
     # Built-in probes bound their own slow calls.
-    _watch = staticmethod(entered)
+    _watch = entered
 
     def __init__(self, name: str) -> None:
         super().__init__(name, BUILT_IN, f"built-in platform {name!r}")

@@ -5,10 +5,13 @@ visible counts. Version 1 keeps one tree for each controller, version 2 one tree
 machine may have both.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["CgroupLimits", "read_limits"]
 

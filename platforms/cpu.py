@@ -1,7 +1,8 @@
 """The host's processor as a platform: always there, and the one that needs no driver."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.cpu_facts import cpu_facts
 from mainboard.platforms.cpu_features import read_processor
 from mainboard.platforms.interface import Platform
@@ -12,6 +13,8 @@ from mainboard.platforms.values import Capabilities, MemoryInfo, PlatformEnum
 from mainboard.platforms.verdict import Verdict
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import torch
 
     from mainboard.platforms.device_ops import Device
@@ -53,7 +56,7 @@ class CpuPlatform(Platform):
         return cpu_facts().total_memory
 
     @classmethod
-    def get_current_memory_usage(cls, device: "torch.types.Device | None" = None) -> float:
+    def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
         """The bytes of memory that this process occupies, tensors and all else."""
         return float(cls.memory_allocated())
 
@@ -106,7 +109,7 @@ class CpuPlatform(Platform):
         return 0
 
     @classmethod
-    def set_device(cls, device: "torch.device") -> None:
+    def set_device(cls, device: torch.device) -> None:
         """Nothing to choose."""
 
     @classmethod
@@ -121,12 +124,12 @@ class CpuPlatform(Platform):
         torch.default_generator.manual_seed(seed)
 
     @classmethod
-    def mem_get_info(cls, device: "Device" = None) -> MemoryInfo:
+    def mem_get_info(cls, device: Device = None) -> MemoryInfo:
         """Bytes that this process can still have now, and in all."""
         return cpu_facts().memory()
 
     @classmethod
-    def memory_allocated(cls, device: "Device" = None) -> int:
+    def memory_allocated(cls, device: Device = None) -> int:
         """The bytes of memory that this process occupies; torch does not count its own."""
         resident = _resident_memory()
         if resident is None:
@@ -134,7 +137,7 @@ class CpuPlatform(Platform):
         return resident
 
     @classmethod
-    def memory_stats(cls, device: "Device" = None) -> dict[str, Any]:
+    def memory_stats(cls, device: Device = None) -> dict[str, Any]:
         """What the system counts, in bytes."""
         memory = cls.mem_get_info()
         return {
@@ -144,7 +147,7 @@ class CpuPlatform(Platform):
         }
 
     @classmethod
-    def get_device_properties(cls, device: "Device" = None) -> Any:
+    def get_device_properties(cls, device: Device = None) -> Any:
         """The facts about this processor, a `CpuFacts`."""
         return cpu_facts()
 

@@ -1,15 +1,19 @@
 """Everything known about the host's processor, gathered once."""
 
-import math
+from __future__ import annotations
+
 import os
 from functools import cache
-from typing import Any, NamedTuple
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.cgroup import CgroupLimits, read_limits
 from mainboard.platforms.cpu_features import Processor, native_dtypes, read_processor
 from mainboard.platforms.cpu_topology import Topology, read_memory_field, read_topology
 from mainboard.platforms.machine import Machine, cpu_architecture, this_machine
 from mainboard.platforms.values import CpuArchEnum, MemoryInfo
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["CpuFacts", "cpu_facts", "read_cpu_facts"]
 
@@ -36,9 +40,10 @@ class CpuFacts(NamedTuple):
     @property
     def recommended_threads(self) -> int:
         """How many threads to compute with: cores that are allowed, and paid for by the quota."""
-        quota = math.inf if self.limits.cpus is None else math.ceil(self.limits.cpus)
         cores = min(len(self.topology.allowed), self.topology.physical_cores)
-        return max(1, int(min(cores, quota)))
+        if self.limits.cpus is not None:
+            cores = min(cores, int(-(-self.limits.cpus // 1)))
+        return max(1, cores)
 
     @property
     def total_memory(self) -> int:

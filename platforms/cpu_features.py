@@ -5,12 +5,17 @@ Names are those of Linux's `/proc/cpuinfo` on x86; elsewhere the kernel's, excep
 names through calls that they have for it. What nobody answers is absent, never an error.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from __future__ import annotations
 
+from itertools import takewhile
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.machine import Machine, cpu_architecture
 from mainboard.platforms.values import CpuArchEnum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 __all__ = ["Processor", "native_dtypes", "read_processor"]
 
@@ -113,8 +118,8 @@ def _arm(fields: Mapping[str, str]) -> Processor:
 
 def _power(fields: Mapping[str, str]) -> Processor:
     model = fields.get("cpu", "")
-    generation = re.match(r"POWER(\d+)", model, re.IGNORECASE)
-    number = int(generation[1]) if generation else 0
+    digits = "".join(takewhile(str.isdecimal, model.upper().removeprefix("POWER")))
+    number = int(digits or 0)
     features = {name for since, name in _POWER.items() if number >= since}
     if "altivec" in model:
         features.add("altivec")
@@ -123,8 +128,8 @@ def _power(fields: Mapping[str, str]) -> Processor:
 
 def _s390x(fields: Mapping[str, str]) -> Processor:
     features = frozenset(fields.get("features", "").split()) & _S390X
-    kind = re.search(r"machine = (\w+)", fields.get("processor 0", ""))
-    model = " ".join([fields.get("vendor_id", ""), kind[1] if kind else ""])
+    machine = fields.get("processor 0", "").partition("machine = ")[2]
+    model = f"{fields.get('vendor_id', '')} {machine.partition(',')[0]}"
     return Processor(model.strip(), features)
 
 
@@ -132,8 +137,7 @@ def _riscv(fields: Mapping[str, str]) -> Processor:
     base, *extensions = fields.get("isa", "").lower().split("_")
     letters = base.removeprefix("rv64").removeprefix("rv32")
     # Since kernel 6.x the single letters can end in a long name: rv64imafdcvzicsr.
-    single = re.match(r"[a-y]*", letters)
-    features = set(single[0] if single else "") & set("afdcv")
+    features = set(takewhile(lambda letter: letter != "z", letters)) & set("afdcv")
     features.update(name for name in extensions if name.startswith(("zv", "zf")))
     return Processor(fields.get("model name") or fields.get("uarch", ""), frozenset(features))
 

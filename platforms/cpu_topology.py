@@ -1,10 +1,14 @@
 """Which processors this process may run on, how they share cores, and where memory is near."""
 
-import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from __future__ import annotations
 
+import os
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.machine import Machine, parse_id_list
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["NumaNode", "Topology", "read_memory_field", "read_topology"]
 

@@ -5,9 +5,10 @@ nothing here loads the driver into this process, or makes a CUDA context, until 
 device does so through torch. Numbers of physical devices are NVML's (the order of the PCI bus).
 """
 
-from typing import Any, ClassVar
+from __future__ import annotations
 
 from mainboard.errors import PlatformUnavailableError
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms import cuda_probe
 from mainboard.platforms.cuda_inventory import (
     CudaDevice,
@@ -20,6 +21,9 @@ from mainboard.platforms.interface import Platform
 from mainboard.platforms.machine import this_machine
 from mainboard.platforms.probing import Decline
 from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 __all__ = [
     "CudaPlatform",

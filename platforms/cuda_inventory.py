@@ -1,15 +1,20 @@
 """What NVIDIA's devices are, asked of their driver in a process of its own."""
 
+from __future__ import annotations
+
 import os
 from functools import cache
-from typing import Any, NamedTuple
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.bounded import ask, time_limit
 from mainboard.platforms.cuda_probe import GIVE_DEVICES, is_jetson
 from mainboard.platforms.machine import Machine
 from mainboard.platforms.probing import Decline
 from mainboard.platforms.torch_build import find_package
 from mainboard.platforms.values import DeviceCapability
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "CudaDevice",

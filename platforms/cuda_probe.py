@@ -4,17 +4,18 @@ The look is cheap first: device nodes and the PCI bus, then the environment, the
 then permissions. Only when all of those say yes is the driver asked, in a process of its own.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
 from mainboard.platforms.verdict import Verdict
 
 # Where there is no device, neither the inventory nor the class is imported.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mainboard.platforms.cuda_inventory import CudaDevice, Inventory
 
 __all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe", "resolve_entries", "visibility"]
@@ -71,6 +72,8 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     setting = environ.get(_CONTROL)
     if setting is None:
         return None
+    import re
+
     entries: list[str] = []
     for entry in setting.split(","):
         match = re.match(r"\s*(\d+|(?:GPU|MIG)-[\w/-]+)", entry)
@@ -80,7 +83,7 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     return entries if len(set(entries)) == len(entries) else []
 
 
-def resolve_entries(entries: Sequence[str] | None, inventory: "Inventory") -> list[int]:
+def resolve_entries(entries: Sequence[str] | None, inventory: Inventory) -> list[int]:
     """The physical ids that `CUDA_VISIBLE_DEVICES` leaves, in its order."""
     if entries is None:
         return [device.id for device in inventory.devices]
@@ -93,7 +96,7 @@ def resolve_entries(entries: Sequence[str] | None, inventory: "Inventory") -> li
     return found
 
 
-def _means(entry: str, device: "CudaDevice") -> bool:
+def _means(entry: str, device: CudaDevice) -> bool:
     """Whether an entry names this device, or a slice of it; ids may be abbreviated."""
     if entry.isdecimal():
         return int(entry) == device.id
@@ -130,7 +133,8 @@ def _find_hardware(machine: Machine) -> str:
 
 def _nodes(machine: Machine) -> list[str]:
     """Device nodes of GPUs, as paths of the machine."""
-    names = [name for name in machine.names("dev") if re.fullmatch(r"nvidia\d+", name)]
+    known = machine.names("dev")
+    names = [name for name in known if name.startswith("nvidia") and name[6:].isdecimal()]
     if not names and is_jetson(machine):
         names = [name for name in ("nvhost-gpu", "nvgpu", "nvmap") if machine.exists(f"dev/{name}")]
     return [f"/dev/{name}" for name in names]

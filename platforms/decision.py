@@ -4,8 +4,7 @@ The rules, in order: a platform asked for by name is used or is an error; exactl
 out-of-tree platform is used, and several are an error; the first active built-in is used.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from mainboard.errors import (
     PlatformConflictError,
@@ -13,8 +12,13 @@ from mainboard.errors import (
     PlatformError,
     PlatformUnavailableError,
 )
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.verdict import State, Verdict
 from mainboard.plugins.entry_points import normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 __all__ = ["CONTRACT_CODES", "Request", "Selection", "answers_to", "decide", "request_from"]
 

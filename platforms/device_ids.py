@@ -6,8 +6,14 @@ is what torch calls `cuda:0`. A *logical* id numbers the devices given to this w
 as the visible id until a launcher assigns physical devices explicitly.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
+
+from mainboard.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["DeviceIds", "get_assigned_physical_gpu_ids", "set_assigned_physical_gpu_ids"]
 

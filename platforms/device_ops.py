@@ -4,15 +4,17 @@ Nothing here imports torch until an operation is called. A platform whose torch 
 operation overrides the method; until then calling it says what is missing.
 """
 
+from __future__ import annotations
+
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
 
 from mainboard.errors import PlatformUnavailableError
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.values import MemoryInfo
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     import torch
 
@@ -28,7 +30,7 @@ class _TorchClass:
         self._name = name
         self.__doc__ = f"The class `{name}` of the platform's torch module."
 
-    def __get__(self, instance: object, owner: "type[DeviceOperations]") -> Any:
+    def __get__(self, instance: object, owner: type[DeviceOperations]) -> Any:
         if instance is None and not owner.device_type:
             return self  # a base class of platforms, looked at by tools
         try:
@@ -74,7 +76,7 @@ class DeviceOperations:
             ) from None
 
     @classmethod
-    def synchronize(cls, device: "Device" = None) -> None:
+    def synchronize(cls, device: Device = None) -> None:
         """Wait until all work given to the device is done."""
         cls._torch_member("synchronize")(device)
 
@@ -86,15 +88,17 @@ class DeviceOperations:
     @classmethod
     def current_device(cls) -> int:
         """The visible id of the device that new work goes to."""
-        return cast(int, cls._torch_member("current_device")())
+        number: int = cls._torch_member("current_device")()
+        return number
 
     @classmethod
     def device_count(cls) -> int:
         """How many devices are visible."""
-        return cast(int, cls._torch_member("device_count")())
+        number: int = cls._torch_member("device_count")()
+        return number
 
     @classmethod
-    def set_device(cls, device: "torch.device") -> None:
+    def set_device(cls, device: torch.device) -> None:
         """Send new work of this thread to `device`."""
         cls._torch_member("set_device")(device)
 
@@ -102,42 +106,46 @@ class DeviceOperations:
     Event = _TorchClass()
 
     @classmethod
-    def current_stream(cls, device: "Device" = None) -> "torch.Stream":
+    def current_stream(cls, device: Device = None) -> torch.Stream:
         """The stream that new work of this thread goes to."""
-        return cast("torch.Stream", cls._torch_member("current_stream")(device))
+        stream: torch.Stream = cls._torch_member("current_stream")(device)
+        return stream
 
     @classmethod
-    def stream(cls, stream: "torch.Stream | None") -> "AbstractContextManager[Any]":
+    def stream(cls, stream: torch.Stream | None) -> AbstractContextManager[Any]:
         """A scope whose work goes to `stream`."""
-        return cast("AbstractContextManager[Any]", cls._torch_member("stream")(stream))
+        block: AbstractContextManager[Any] = cls._torch_member("stream")(stream)
+        return block
 
     @classmethod
-    def mem_get_info(cls, device: "Device" = None) -> MemoryInfo:
+    def mem_get_info(cls, device: Device = None) -> MemoryInfo:
         """Free and total bytes of the device's memory."""
         return MemoryInfo(*cls._torch_member("mem_get_info")(device))
 
     @classmethod
-    def memory_stats(cls, device: "Device" = None) -> dict[str, Any]:
+    def memory_stats(cls, device: Device = None) -> dict[str, Any]:
         """What torch's allocator counts, by name."""
         return dict(cls._torch_member("memory_stats")(device))
 
     @classmethod
-    def memory_allocated(cls, device: "Device" = None) -> int:
+    def memory_allocated(cls, device: Device = None) -> int:
         """Bytes that tensors occupy on the device."""
-        return cast(int, cls._torch_member("memory_allocated")(device))
+        number: int = cls._torch_member("memory_allocated")(device)
+        return number
 
     @classmethod
-    def max_memory_allocated(cls, device: "Device" = None) -> int:
+    def max_memory_allocated(cls, device: Device = None) -> int:
         """The most bytes that tensors have occupied since the last reset."""
-        return cast(int, cls._torch_member("max_memory_allocated")(device))
+        number: int = cls._torch_member("max_memory_allocated")(device)
+        return number
 
     @classmethod
-    def reset_peak_memory_stats(cls, device: "Device" = None) -> None:
+    def reset_peak_memory_stats(cls, device: Device = None) -> None:
         """Start counting the most bytes from now."""
         cls._torch_member("reset_peak_memory_stats")(device)
 
     @classmethod
-    def get_device_properties(cls, device: "Device" = None) -> Any:
+    def get_device_properties(cls, device: Device = None) -> Any:
         """What torch says of the device: an object whose attributes depend on the vendor."""
         return cls._torch_member("get_device_properties")(device)
 
@@ -147,7 +155,7 @@ class DeviceOperations:
         cls._torch_member("manual_seed_all")(seed)
 
     @classmethod
-    def inference_mode(cls) -> "AbstractContextManager[Any]":
+    def inference_mode(cls) -> AbstractContextManager[Any]:
         """A scope without autograd; platforms that cannot do it return `torch.no_grad()`."""
         import torch
 

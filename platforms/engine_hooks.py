@@ -6,12 +6,16 @@ call each of them on any platform. A hook that names a class returns its dotted 
 string says that the platform has none of its own.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+
+from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
+    from typing import Any, ClassVar
 
     import torch
 
@@ -141,7 +145,7 @@ class EngineHooks:
 
     @classmethod
     def get_vit_attn_backend(
-        cls, head_size: int, dtype: "torch.dtype", backend: Any | None = None
+        cls, head_size: int, dtype: torch.dtype, backend: Any | None = None
     ) -> Any:
         """The attention backend for a vision encoder; the default is the one asked for."""
         return backend
@@ -242,7 +246,7 @@ class EngineHooks:
         prefix_store: Any,
         group_rank: int,
         group_size: int,
-        timeout: "timedelta",
+        timeout: timedelta,
     ) -> Any:
         """A process group outside torch's global state.
 

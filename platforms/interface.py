@@ -7,8 +7,9 @@ so a class body written for that base works on this one. A platform must set `_e
 `device_name` and `device_type`; everything else has a default that its docstring states.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.device_ids import (
     DeviceIds,
     get_assigned_physical_gpu_ids,
@@ -26,6 +27,8 @@ from mainboard.platforms.values import (
 )
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar, NoReturn
+
     import torch
 
 __all__ = [
@@ -133,14 +136,14 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
         return Capabilities()
 
     @property
-    def supported_dtypes(self) -> "list[torch.dtype]":
+    def supported_dtypes(self) -> list[torch.dtype]:
         """The dtypes that work, the preferred one first."""
         import torch
 
         return [getattr(torch, name) for name in self.capabilities().dtypes]
 
     @classmethod
-    def check_if_supports_dtype(cls, dtype: "torch.dtype") -> None:
+    def check_if_supports_dtype(cls, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not work here.
 
         Raises:
@@ -187,7 +190,7 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
         return "float8_e4m3fnuz" in cls.capabilities().fp8_formats
 
     @classmethod
-    def fp8_dtype(cls) -> "torch.dtype":
+    def fp8_dtype(cls) -> torch.dtype:
         """The 8-bit float to prefer."""
         import torch
 
@@ -199,7 +202,7 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
         return False
 
     @classmethod
-    def get_infinity_values(cls, dtype: "torch.dtype") -> tuple[float, float]:
+    def get_infinity_values(cls, dtype: torch.dtype) -> tuple[float, float]:
         """What stands for minus and plus infinity in masks."""
         return float("-inf"), float("inf")
 
@@ -249,7 +252,7 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
         cls._not_offered("get_all_gpu_pci_bus_ids")
 
     @classmethod
-    def get_current_memory_usage(cls, device: "torch.types.Device | None" = None) -> float:
+    def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
         """The bytes of device memory in use by this process's tensors."""
         return float(cls.memory_allocated(device))
 

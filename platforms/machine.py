@@ -5,14 +5,17 @@ Everything that Mainboard learns about a machine without a vendor's library goes
 A file that cannot be read is an absent fact, never an error.
 """
 
-import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property
-from typing import NamedTuple
+from __future__ import annotations
 
+import os
+import sys
+from functools import cache, cached_property
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.values import CpuArchEnum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Machine", "PciDevice", "cpu_architecture", "parse_id_list", "this_machine"]
 
@@ -106,8 +109,10 @@ class Machine:
             if not (self.text(f"{folder}/class") or "").startswith(_COMPUTE_CLASSES):
                 continue
             ids = [self.text(f"{folder}/{name}") or "" for name in ("vendor", "device")]
-            if all(re.fullmatch("0x[0-9a-fA-F]+", text) for text in ids):
+            try:
                 yield PciDevice(address, int(ids[0], 16), int(ids[1], 16))
+            except ValueError:  # not the kernel's "0x10de"
+                continue
 
 
 @cache

@@ -1,9 +1,14 @@
 """How a built-in platform answers whether it can be used here."""
 
-import time
-from collections.abc import Callable
+from __future__ import annotations
 
+import time
+
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Activation", "Decline", "answer"]
 

@@ -1,12 +1,13 @@
 """Resolve `current_platform` once per process, and the scopes in which it is another."""
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
 
 from mainboard.errors import PlatformError
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.candidates import Candidate, candidates
 from mainboard.platforms.decision import Request, Selection, answers_to, decide, request_from
 from mainboard.platforms.verdict import BUILT_IN, State, Verdict
@@ -16,7 +17,13 @@ from mainboard.plugins.turn import running, turn
 from mainboard.plugins.worker import PARENT_PLATFORM
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ParamSpec, TypeVar
+
     from mainboard.platforms.interface import Platform
+
+    _Arguments = ParamSpec("_Arguments")
+    _Result = TypeVar("_Result")
 
 __all__ = [
     "adopt",
@@ -34,7 +41,7 @@ __all__ = [
 class _Board(NamedTuple):
     """The platform in use and the decision that put it there."""
 
-    platform: "Platform"
+    platform: Platform
     selection: Selection
 
 
@@ -51,7 +58,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def current() -> "Platform":
+def _alone(work: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Make a function take its turn, and refuse the plugin that asks it what it is asked itself."""
+
+    @wraps(work)
+    def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        global _resolving
+        with turn():
+            if _resolving:
+                raise PlatformError(
+                    f"The current platform was asked for by {running() or 'a candidate'}, while"
+                    " platforms are being resolved. Ask for it where it is used, not while the"
+                    " plugin or its platform class is imported or called."
+                )
+            _resolving = True
+            try:
+                return work(*args, **kwargs)
+            finally:
+                _resolving = False
+
+    return alone
+
+
+def current() -> Platform:
     """The platform of this process, resolved now if nobody has asked before.
 
     Raises:
@@ -76,13 +105,13 @@ def selection() -> Selection:
         return _board.selection
 
 
+@_alone
 def survey() -> tuple[Verdict, ...]:
     """Every candidate's verdict, also of those that the choice did not depend on."""
-    with _alone():
-        found = candidates(_replacement())
-        for candidate in found:
-            candidate.probe()
-        return tuple(candidate.verdict for candidate in found)
+    found = candidates(_replacement())
+    for candidate in found:
+        candidate.probe()
+    return tuple(candidate.verdict for candidate in found)
 
 
 def identity() -> str:
@@ -94,8 +123,7 @@ def identity() -> str:
     return f"{label}: {cls.__module__}.{cls.__qualname__})"
 
 
-@contextmanager
-def use_platform(platform: "str | Platform") -> Iterator["Platform"]:
+class use_platform:
     """Let `current_platform` be another one in this block, for the whole process.
 
     Code that holds the object itself, by `from mainboard.platforms import current_platform`, keeps
@@ -107,21 +135,28 @@ def use_platform(platform: "str | Platform") -> Iterator["Platform"]:
     Raises:
         PlatformError: when the platform of that name cannot be used.
     """
-    with turn():
-        before = _board
-        if isinstance(platform, str):
-            board = _resolve(Request(platform, f"use_platform({platform!r})"))
-        else:
-            board = _replaced(platform, "use_platform() was given this object.")
-        _put(board)
-    try:
-        yield board.platform
-    finally:
+
+    def __init__(self, platform: str | Platform) -> None:
+        self._wanted = platform
+        self._before: list[_Board | None] = []
+
+    def __enter__(self) -> Platform:
+        wanted = self._wanted
         with turn():
-            _put(before)
+            if isinstance(wanted, str):
+                board = _resolve(Request(wanted, f"use_platform({wanted!r})"))
+            else:
+                board = _replaced(wanted, "use_platform() was given this object.")
+            self._before.append(_board)
+            _put(board)
+        return board.platform
+
+    def __exit__(self, *raised: object) -> None:
+        with turn():
+            _put(self._before.pop())
 
 
-def adopt(platform: "Platform | None") -> None:
+def adopt(platform: Platform | None) -> None:
     """Use this object as `current_platform`; None forgets the choice until it is needed again."""
     with turn():
         reason = "It was put in the place of the chosen one."
@@ -157,7 +192,7 @@ def resolve_obj_by_qualname(qualname: str) -> Any:
         raise ImportError(f"module {module!r} has no {name!r}", path=qualname) from error
 
 
-def _replaced(platform: "Platform", reason: str) -> _Board:
+def _replaced(platform: Platform, reason: str) -> _Board:
     cls = type(platform)
     verdict = Verdict(
         getattr(platform, "device_name", "") or cls.__name__,
@@ -183,24 +218,6 @@ def _put(board: _Board | None) -> None:
         os.environ[PARENT_PLATFORM] = identity()
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the turn, and refuse a plugin that asks for the platform it is asked to offer."""
-    global _resolving
-    with turn():
-        if _resolving:
-            raise PlatformError(
-                f"The current platform was asked for by {running() or 'a candidate'}, while"
-                " platforms are being resolved. Ask for it where it is used, not while the plugin"
-                " or its platform class is imported or called."
-            )
-        _resolving = True
-        try:
-            yield
-        finally:
-            _resolving = False
-
-
 def _resolve(request: Request | None) -> _Board:
     platform, decision, cause = _choose(request)
     if platform is None:
@@ -209,31 +226,30 @@ def _resolve(request: Request | None) -> _Board:
     return _Board(platform, decision)
 
 
+@_alone
 def _choose(
     request: Request | None,
-) -> "tuple[Platform | None, Selection, BaseException | None]":
+) -> tuple[Platform | None, Selection, BaseException | None]:
     """Probe as many candidates as the decision needs, and build the chosen one."""
-    with _alone():
-        found = candidates(_replacement())
-        for candidate in _asked_first(found, request):
-            candidate.probe()
-        while True:
-            decision = decide((candidate.verdict for candidate in found), request)
-            if decision.chosen is not None:
-                chosen = _of(found, decision.chosen)
-                platform = chosen.build()
-                if platform is not None:
-                    debug("%s", decision.reason)
-                    for warning in decision.warnings:
-                        get_logger().warning("%s", warning)
-                    return platform, decision, None
+    found = candidates(_replacement())
+    for candidate in _asked_first(found, request):
+        candidate.probe()
+    while True:
+        decision = decide((candidate.verdict for candidate in found), request)
+        if decision.chosen is not None:
+            platform = _of(found, decision.chosen).build()
+            if platform is None:
                 continue
-            remaining = [each for each in found if each.verdict.state is State.NOT_PROBED]
-            if request is not None or decision.rule != "none" or not remaining:
-                named = answers_to(request.name, decision.verdicts) if request else []
-                cause = _of(found, named[0]).error if len(named) == 1 else None
-                return None, decision, cause
-            remaining[0].probe()
+            debug("%s", decision.reason)
+            for warning in decision.warnings:
+                get_logger().warning("%s", warning)
+            return platform, decision, None
+        remaining = [each for each in found if each.verdict.state is State.NOT_PROBED]
+        if request is not None or decision.rule != "none" or not remaining:
+            named = answers_to(request.name, decision.verdicts) if request else []
+            cause = _of(found, named[0]).error if len(named) == 1 else None
+            return None, decision, cause
+        remaining[0].probe()
 
 
 def _asked_first(found: list[Candidate], request: Request | None) -> list[Candidate]:
@@ -248,7 +264,7 @@ def _of(found: list[Candidate], verdict: Verdict) -> Candidate:
     return next(candidate for candidate in found if candidate.verdict is verdict)
 
 
-def _replacement() -> "dict[str, Any] | None":
+def _replacement() -> dict[str, Any] | None:
     """What stands for the installed platform plugins, if a host put something in their place."""
     replaced = vars(sys.modules["mainboard.platforms"]).get("load_plugins_by_group")
     if replaced is None or replaced is load_plugins_by_group:

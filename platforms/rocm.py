@@ -5,13 +5,17 @@ operation on it does so through torch. Inside Windows (WSL) the kernel has no su
 torch is asked.
 """
 
-from typing import Any, ClassVar
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms import rocm_probe
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.machine import this_machine
 from mainboard.platforms.rocm_probe import RocmDevice, probe
 from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 __all__ = ["RocmPlatform", "probe"]
 

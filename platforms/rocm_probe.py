@@ -4,16 +4,20 @@ The amdgpu driver describes every compute device under `/sys/class/kfd`, so no l
 is loaded, and nothing that could hang is called.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from __future__ import annotations
 
+from functools import cache
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
 from mainboard.platforms.values import DeviceCapability
 from mainboard.platforms.verdict import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
 __all__ = ["RocmDevice", "examine", "probe", "read_devices", "usable", "visible_ids"]
 
@@ -125,7 +129,10 @@ def _hides_all(environ: Mapping[str, str]) -> bool:
     settings = [environ[name] for name in names if name in environ]
     if "HIP_VISIBLE_DEVICES" not in environ and "CUDA_VISIBLE_DEVICES" in environ:
         settings.append(environ["CUDA_VISIBLE_DEVICES"])
-    return any(not re.match(r"\s*(\d|GPU-)", setting) for setting in settings)
+    return any(
+        not (first.startswith("GPU-") or first[:1].isdecimal())
+        for first in (setting.lstrip() for setting in settings)
+    )
 
 
 def _gpu_nodes(machine: Machine) -> Iterator[tuple[str, dict[str, int]]]:

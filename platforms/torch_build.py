@@ -1,19 +1,20 @@
 """What the installed torch was built for, learnt from its files without importing it."""
 
-import os
-import re
-import sys
-from typing import NamedTuple
+from __future__ import annotations
 
+import os
+import sys
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.machine import Machine
 from mainboard.platforms.probing import Decline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["TorchBuild", "find_package", "find_torch"]
 
 _GET_TORCH = "see https://pytorch.org/get-started/locally for the command"
-
-# One line of torch/version.py: `cuda: Optional[str] = '13.0'`.
-_ASSIGNMENT = re.compile(r"^(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*(['\"])(.*)\2", re.MULTILINE)
 
 
 class TorchBuild(NamedTuple):
@@ -48,7 +49,7 @@ def find_torch(machine: Machine) -> TorchBuild:
             text = file.read()
     except OSError as error:
         raise _unreadable(source, error.strerror or str(error)) from error
-    values = {match[1]: match[3] for match in _ASSIGNMENT.finditer(text)}
+    values = dict(_assigned_strings(text))
     if "__version__" not in values:
         raise _unreadable(source, "it does not name a version")
     return TorchBuild(values["__version__"], values.get("cuda"), values.get("hip"), folder)
@@ -69,6 +70,15 @@ def find_package(machine: Machine, name: str) -> str | None:
         found = (find(name, None, None) for find in finders if find is not None)
         spec = next((spec for spec in found if spec is not None), None)
     return os.path.dirname(spec.origin) if spec is not None and spec.origin else None
+
+
+def _assigned_strings(source: str) -> Iterator[tuple[str, str]]:
+    """Every name that gets a string, as torch/version.py does: `cuda: Optional[str] = '13.0'`."""
+    for line in source.splitlines():
+        target, _, value = line.partition("=")
+        value = value.lstrip()
+        if value.startswith(("'", '"')) and not line[0].isspace():
+            yield target.partition(":")[0].rstrip(), value[1:].partition(value[0])[0]
 
 
 def _unreadable(source: str, problem: str) -> Decline:

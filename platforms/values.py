@@ -1,7 +1,10 @@
 """The small values of the platform contract: kinds, capabilities, memory."""
 
+from __future__ import annotations
+
 import enum
-from typing import NamedTuple
+
+from mainboard.light_typing import NamedTuple
 
 __all__ = ["Capabilities", "CpuArchEnum", "DeviceCapability", "MemoryInfo", "PlatformEnum"]
 

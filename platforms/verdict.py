@@ -1,7 +1,13 @@
 """What became of one candidate for `current_platform`, and why."""
 
+from __future__ import annotations
+
 from enum import StrEnum
-from typing import Any, NamedTuple
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["BUILT_IN", "State", "Verdict"]
 

@@ -3,18 +3,21 @@
 The finder stands at the end of `sys.meta_path`, so a real vLLM is always found first.
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.plugins import alias_table
 from mainboard.plugins.alias_table import ALIASES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from typing import Any
 
 __all__ = ["AliasModule", "install", "is_real_vllm_loaded"]
 
@@ -68,7 +71,7 @@ class _Finder:
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> "ModuleSpec | None":
+    ) -> ModuleSpec | None:
         """The specification of an alias; an error for a `vllm` name that is not in the table."""
         root, dot, _ = fullname.partition(".")
         if root != _ROOT or (dot and not isinstance(sys.modules.get(_ROOT), AliasModule)):
@@ -83,7 +86,7 @@ class _Finder:
         loader: Any = self
         return ModuleSpec(fullname, loader, origin=alias_table.__file__, is_package=True)
 
-    def create_module(self, spec: "ModuleSpec") -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         """An alias with nothing in it yet."""
         module = AliasModule(spec.name, ALIASES[spec.name].reason)
         module.__file__ = alias_table.__file__

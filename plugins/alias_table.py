@@ -4,9 +4,12 @@ Packages written for vLLM's plugin protocol import these names. To add one, add 
 name that has no home in Mainboard gets one in `mainboard.plugins.vllm_names`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+
+from mainboard.light_typing import NamedTuple
 
 __all__ = ["ALIASES", "Alias"]
 

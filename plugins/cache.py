@@ -5,16 +5,19 @@ it was written for; the directories are always asked first. Anything else about 
 user's file, no permission) means a scan, never an error.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import NamedTuple
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.plugins.entry_points import EntryPoint, read
 from mainboard.plugins.log import debug
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["Cache", "Findings", "directory", "signature"]
 
@@ -164,5 +167,7 @@ def _prune(folder: str) -> None:
     if len(files) > _KEPT_FILES:
         files.sort(key=lambda entry: entry.stat().st_mtime_ns)
         for entry in files[: len(files) - _KEPT_FILES // 2]:
-            with suppress(FileNotFoundError):
+            try:
                 os.unlink(entry.path)
+            except FileNotFoundError:  # another process was faster
+                continue

@@ -1,15 +1,19 @@
 """Which plugins are installed: entry points of every distribution on `sys.path`."""
 
+from __future__ import annotations
+
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.plugins.cache import Cache, Findings
 from mainboard.plugins.cache import directory as cache_directory
 from mainboard.plugins.entry_points import EntryPoint, entries_of, normalize, scan
 from mainboard.plugins.foreign import foreign_finders, from_archive, from_finders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["GROUP_PREFIX", "Discovery", "discover", "discover_group", "find"]
 

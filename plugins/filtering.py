@@ -1,10 +1,14 @@
 """`VLLM_PLUGINS`: which of the installed plugins may run."""
 
-import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from __future__ import annotations
 
+import os
+
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.plugins.entry_points import EntryPoint, normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Allowed", "allowed_from_environment"]
 

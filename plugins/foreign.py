@@ -3,11 +3,16 @@
 The only module that uses importlib-metadata, which costs more to import than a whole discovery.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from __future__ import annotations
 
+import sys
+
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.plugins.entry_points import EntryPoint, normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 __all__ = ["foreign_finders", "from_archive", "from_finders"]
 

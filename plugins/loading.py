@@ -1,16 +1,21 @@
 """Load each group of plugins once per process, one plugin at a time."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
-from typing import Any
 
 from mainboard.errors import PluginError
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.plugins import alias
 from mainboard.plugins.discovery import GROUP_PREFIX, Discovery, discover, discover_group
 from mainboard.plugins.filtering import Allowed, allowed_from_environment
 from mainboard.plugins.log import get_logger
 from mainboard.plugins.plugin import Plugin, PluginState
 from mainboard.plugins.turn import running, turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = [
     "DEFAULT_PLUGINS_GROUP",

@@ -5,8 +5,11 @@ standard library prints them to stderr when nobody handles them. A `NullHandler`
 very message that says why a plugin was not used.
 """
 
+from __future__ import annotations
+
 import sys
-from typing import TYPE_CHECKING
+
+from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import logging
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["debug", "get_logger"]
 
 
-def get_logger() -> "logging.Logger":
+def get_logger() -> logging.Logger:
     """The logger `mainboard`."""
     import logging
 

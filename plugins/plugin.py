@@ -1,15 +1,20 @@
 """One installed plugin in this process: imported once, called once, its failure kept as data."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
 
 from mainboard.errors import PluginError
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.plugins.entry_points import EntryPoint
 from mainboard.plugins.log import get_logger
 from mainboard.plugins.turn import turn
 from mainboard.plugins.watch import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Plugin", "PluginState"]
 

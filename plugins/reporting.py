@@ -1,9 +1,13 @@
 """What was found, filtered, loaded and failed, as data."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
+from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.plugins.loading import discovered, plugins_of
 from mainboard.plugins.plugin import Plugin, PluginState
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["PluginReport", "Report", "report"]
 

@@ -4,14 +4,14 @@ One lock for every group and for the choice: a plugin of one group may ask for t
 locks taken in two orders would be a deadlock.
 """
 
+from __future__ import annotations
+
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from _thread import RLock
 
 __all__ = ["entered", "running", "turn"]
 
-_lock = threading.RLock()
+_lock = RLock()
 # Foreign code may lead to more foreign code, so a stack; of the thread that has the turn.
 _running: list[str] = []
 
@@ -19,7 +19,7 @@ _running: list[str] = []
 def _after_fork_in_child() -> None:
     """The thread that had the turn may not exist in a child."""
     global _lock
-    _lock = threading.RLock()
+    _lock = RLock()
     _running.clear()
 
 
@@ -27,20 +27,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-@contextmanager
-def turn() -> Iterator[None]:
-    """Wait for the turn and have it in this block; blocks of one thread may nest."""
-    with _lock:
-        yield
+def turn() -> RLock:
+    """Wait for the turn and have it in a `with` block; blocks of one thread may nest."""
+    return _lock
 
 
-@contextmanager
-def entered(what: str) -> Iterator[None]:
+class entered:
     """Say whose code runs in this block."""
-    _running.append(what)
-    try:
-        yield
-    finally:
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        _running.append(self._what)
+
+    def __exit__(self, *raised: object) -> None:
         # A child forked in the block has an empty stack when it comes here.
         del _running[-1:]
 

@@ -1,35 +1,47 @@
 """Say which plugin is slow while it is slow, and where it stands."""
 
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from __future__ import annotations
 
+import sys
+
+from mainboard.light_typing import TYPE_CHECKING
 from mainboard.plugins.log import get_logger
 from mainboard.plugins.turn import entered, running
+
+if TYPE_CHECKING:
+    from threading import Timer
 
 __all__ = ["SLOW_SECONDS", "watched"]
 
 SLOW_SECONDS = 10.0
 
 
-@contextmanager
-def watched(what: str) -> Iterator[None]:
+class watched(entered):
     """Run somebody's code; warn once, with its stack, when it has taken `SLOW_SECONDS`."""
-    if what == running():
-        yield
-        return
+
+    _timer: Timer | None = None
+
+    def __enter__(self) -> None:
+        if self._what != running():
+            self._timer = _start(self._what)
+        super().__enter__()
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        if self._timer is not None:
+            self._timer.cancel()
+            # A plugin that forks later must not find a second thread that is about to end.
+            self._timer.join()
+
+
+def _start(what: str) -> Timer:
+    import threading
+
     timer = threading.Timer(SLOW_SECONDS, _warn, (what, threading.get_ident(), SLOW_SECONDS))
     timer.daemon = True
     timer.name = "mainboard-plugin-watch"
     timer.start()
-    try:
-        with entered(what):
-            yield
-    finally:
-        timer.cancel()
-        # A plugin that forks later must not find a second thread that is about to end.
-        timer.join()
+    return timer
 
 
 def _warn(what: str, thread: int, seconds: float) -> None:

@@ -1,5 +1,7 @@
 """The one call that a worker process makes before it starts work."""
 
+from __future__ import annotations
+
 import os
 from importlib import import_module
 

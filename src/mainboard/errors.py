@@ -17,7 +17,12 @@
 A message says what was asked, what is so here, and what to do next.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from mainboard.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "KernelError",

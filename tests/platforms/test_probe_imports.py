@@ -11,6 +11,9 @@ from mainboard.platforms.verdict import State
 
 HEAVY = ["torch", "numpy", "pynvml", "amdsmi", "logging", "subprocess", "inspect", "asyncio"]
 
+# Each takes from half a millisecond to five; all of them are more than resolving may take.
+SLOW = ["typing", "dataclasses", "re", "contextlib", "threading", "pathlib", "logging", "traceback"]
+
 
 def _modules_after(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after running some code."""
@@ -29,6 +32,15 @@ def test_probe_loads_nothing_heavy(name: str) -> None:
     loaded = _modules_after(f"from mainboard.platforms import {name}; {name}.probe()")
     assert set() == set(HEAVY) & (loaded - before)
     assert f"mainboard.platforms.{name}" in loaded
+
+
+@pytest.mark.multiprocess
+def test_resolving_loads_nothing_slow() -> None:
+    """Choosing the platform of a machine without plugins imports none of the slow modules."""
+    forget = f"import sys; [sys.modules.pop(name, None) for name in {SLOW}]; "
+    loaded = _modules_after(forget + "from mainboard.platforms import current_platform")
+    assert set() == set(SLOW) & loaded
+    assert "mainboard.platforms.resolve" in loaded
 
 
 @pytest.mark.multiprocess
