@@ -196,8 +196,8 @@ def attention_backend(
         },
     )
     # A member of an enumeration of backends stands for its class.
-    path = find_member(answer, "get_path")
-    answer = path() if callable(path) else answer
+    if not isinstance(answer, type) and callable(path := find_member(answer, "get_path")):
+        answer = path()
     if answer is None or answer == "":
         return None
     if isinstance(answer, (str, type)):
