@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.platforms.cpu_facts import cpu_facts
 from mainboard.platforms.cpu_features import read_processor
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.machine import Machine, this_machine
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mainboard.platforms.cpu_facts import CpuFacts
     from mainboard.platforms.device_ops import Device
 
 __all__ = ["CpuPlatform", "probe"]
@@ -38,7 +38,7 @@ class CpuPlatform(Platform):
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What this processor can do; 16-bit floats work on all, and are native to some."""
-        facts = cpu_facts()
+        facts = _facts()
         return Capabilities(
             native_dtypes=facts.native_dtypes,
             isa_features=facts.processor.features,
@@ -48,12 +48,12 @@ class CpuPlatform(Platform):
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
         """The processor's model, or `cpu` where the system does not tell."""
-        return cpu_facts().processor.model or "cpu"
+        return _facts().processor.model or "cpu"
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
         """The bytes of memory that this process can ever have."""
-        return cpu_facts().total_memory
+        return _facts().total_memory
 
     @classmethod
     def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
@@ -63,12 +63,12 @@ class CpuPlatform(Platform):
     @classmethod
     def num_compute_units(cls, device_id: int = 0) -> int:
         """How many threads to compute with."""
-        return cpu_facts().recommended_threads
+        return _facts().recommended_threads
 
     @classmethod
     def discover_numa_topology(cls) -> list[list[int]]:
         """The allowed processors of each NUMA node that has any."""
-        topology = cpu_facts().topology
+        topology = _facts().topology
         allowed = set(topology.allowed)
         nodes = ([cpu for cpu in node.cpus if cpu in allowed] for node in topology.nodes)
         return [cpus for cpus in nodes if cpus]
@@ -126,7 +126,7 @@ class CpuPlatform(Platform):
     @classmethod
     def mem_get_info(cls, device: Device = None) -> MemoryInfo:
         """Bytes that this process can still have now, and in all."""
-        return cpu_facts().memory()
+        return _facts().memory()
 
     @classmethod
     def memory_allocated(cls, device: Device = None) -> int:
@@ -149,12 +149,19 @@ class CpuPlatform(Platform):
     @classmethod
     def get_device_properties(cls, device: Device = None) -> Any:
         """The facts about this processor, a `CpuFacts`."""
-        return cpu_facts()
+        return _facts()
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
         """Identity, capabilities and every fact about the processor, as plain JSON types."""
-        return {**super().describe(), "cpu": cpu_facts().to_dict()}
+        return {**super().describe(), "cpu": _facts().to_dict()}
+
+
+def _facts() -> CpuFacts:
+    """Every fact about the processor, read when the first is asked for."""
+    from mainboard.platforms.cpu_facts import cpu_facts
+
+    return cpu_facts()
 
 
 def probe(machine: Machine | None = None) -> Verdict:
