@@ -1,7 +1,8 @@
 """Plugins of vLLM's protocol: found, filtered, loaded once, and reported.
 
-`load_general_plugins()` is what a program calls in each of its processes; `prepare_worker()` does
-the same in a worker and checks that it has its parent's platform; `report()` says what became of
+`load_general_plugins()` is what a program calls in each of its processes. `prepare_worker()` does
+the same in a worker, and checks that it has its parent's platform; `worker_environment()` is what
+the parent passes on where workers do not inherit its environment. `report()` says what became of
 every installed plugin. Importing this package finds and loads nothing.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mainboard.plugins.reporting import Report as Report
     from mainboard.plugins.reporting import report as report
     from mainboard.plugins.worker import prepare_worker as prepare_worker
+    from mainboard.plugins.worker import worker_environment as worker_environment
 
 __all__ = [
     "DEFAULT_PLUGINS_GROUP",
@@ -28,6 +30,7 @@ __all__ = [
     "load_plugins_by_group",
     "prepare_worker",
     "report",
+    "worker_environment",
 ]
 
 # Where each lazy name lives; it becomes a plain attribute when it is first read.
@@ -40,6 +43,7 @@ _HOMES = {
     "load_plugins_by_group": "loading",
     "prepare_worker": "worker",
     "report": "reporting",
+    "worker_environment": "worker",
 }
 
 

@@ -1,5 +1,6 @@
 """Which model class serves which architecture name."""
 
+import os
 import threading
 from collections.abc import KeysView, Mapping
 from types import MappingProxyType
@@ -16,6 +17,10 @@ class _ModelRegistry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[str, type[Any] | str] = {}
+
+    def _after_fork_in_child(self) -> None:
+        """The thread that had the lock may not exist in a child."""
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<ModelRegistry of {len(self._models)} architectures>"
@@ -125,3 +130,6 @@ def _describe(model: type[Any] | str) -> str:
 
 
 ModelRegistry = _ModelRegistry()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ModelRegistry._after_fork_in_child)
