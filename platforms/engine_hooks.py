@@ -28,7 +28,9 @@ class EngineHooks:
     device_name: str
     simple_compile_backend: str
     additional_env_vars: ClassVar[list[str]] = []
+    """Further environment variables that an engine hands on to its workers."""
     ray_noset_device_env_vars: ClassVar[list[str]] = []
+    """Variables by which Ray is told to leave the choice of visible devices alone."""
 
     # Configuration.
 
