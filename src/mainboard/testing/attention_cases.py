@@ -150,8 +150,10 @@ class AttentionCase:
         return caches[0], caches[1]
 
     def rounds_weights(self, device: str) -> bool:
-        """Whether the active kernel rounds softmax weights to bfloat16 for the matrix unit."""
-        amx = device == "cpu" and library.libraries()[0].active == "amx"
+        """Whether the kernels there round softmax weights to `dtype` for a matrix unit."""
+        if device != "cpu" or library.active_level() is library.KernelLevel.TRITON:
+            return self.dtype.itemsize == 2
+        amx = library.libraries()[0].active == "amx"
         return amx and self.dtype is torch.bfloat16 and self.cache_dtype in (None, self.dtype)
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
@@ -217,7 +219,7 @@ def check_case(case: AttentionCase, device: str = "cpu") -> None:
     expected, expected_lse = case.expected(given)
     extra = None
     if case.rounds_weights(device):
-        extra = RELATIVE[torch.bfloat16] * case.weighed_magnitude(given)
+        extra = RELATIVE[case.dtype] * case.weighed_magnitude(given)
     assert_close(out, expected, case, extra=extra)
     assert_close(lse, expected_lse, case, "lse")
 
