@@ -10,7 +10,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-FP8_LIMITS = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+FP8_LIMITS = {
+    torch.float8_e4m3fn: 448.0,
+    torch.float8_e5m2: 57344.0,
+    torch.float8_e4m3fnuz: 240.0,
+    torch.float8_e5m2fnuz: 57344.0,
+}
 
 
 def sequence_bounds(cu_seqlens: Tensor) -> list[tuple[int, int]]:

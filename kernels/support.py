@@ -7,6 +7,7 @@ call; on a GPU `mainboard.kernels.gpu_dispatch` asks here once for each configur
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -93,6 +94,12 @@ def _compiled_cpu(request: Request) -> list[str]:
     return reasons if found.loaded else [*reasons, found.reason]
 
 
+def _own(module: str, request: Request) -> list[str]:
+    """The reasons that a level's own module gives; it is imported only once there is a device."""
+    reasons: list[str] = import_module(f"mainboard.kernels.{module}").refuses(request)
+    return reasons
+
+
 def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
     """The predicate of a GPU's compiled library, which is a module beside its operators."""
 
@@ -102,11 +109,7 @@ def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
         found = library.loaded(name)
         if not found.loaded:
             return [found.reason]
-        from importlib import import_module
-
-        own: Callable[[Request], list[str]]
-        own = import_module(f"mainboard.kernels.{name}_support").refuses
-        return _operator_reasons(request) + own(request)
+        return _operator_reasons(request) + _own(f"{name}_support", request)
 
     return refuses
 
@@ -119,7 +122,7 @@ def _triton(request: Request) -> list[str]:
     why = library.why_no_triton()
     if why is not None:
         return [why]
-    return ["has no kernels in this release"]
+    return _operator_reasons(request) + _own("triton.support", request)
 
 
 def _unless_forced(
