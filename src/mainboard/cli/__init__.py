@@ -1,4 +1,4 @@
-"""The command line: `mainboard doctor`, `env`, `plugins` and `kernels`.
+"""The command line: `mainboard doctor`, `env`, `plugins`, `kernels` and `verify`.
 
 Each command is one module with the same four names: `add_arguments(parser)`, `collect(options)`,
 which returns plain JSON types and never raises, `show(report, screen)` and `exit_code(report)`.
@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "env": "say what this machine, its Python and its packages are",
         "plugins": "list the installed plugins and how each of them loads",
         "kernels": "list which operators run here, on what, with which features",
+        "verify": "run the conformance checks on a platform",
     }
 )
 """Every command and what it does; each is the module of that name in this package."""

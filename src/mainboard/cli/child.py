@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib import import_module
 from typing import IO, Any, NamedTuple
 
@@ -37,17 +37,20 @@ class Step(NamedTuple):
     failure: dict[str, str] | None
 
 
-def run_steps(module: str, what: str, limit_s: float = _LIMIT_S) -> list[Step]:
+def run_steps(
+    module: str, what: str, limit_s: float = _LIMIT_S, arguments: Sequence[str] = ()
+) -> list[Step]:
     """Run every step of a module in a fresh process.
 
     Args:
         module: the module whose `steps()` to run.
         what: what the user is waiting for.
         limit_s: the child is killed after this many seconds.
+        arguments: what `steps` is called with.
     """
     # -P and this path: the child finds the same packages, wherever the parent was started.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-P", "-X", "faulthandler", "-m", __name__, module]
+    command = [sys.executable, "-P", "-X", "faulthandler", "-m", __name__, module, *arguments]
     with (
         waiting_for(what),
         subprocess.Popen(
@@ -94,17 +97,17 @@ def _end(code: int, limit_s: float | None) -> dict[str, str]:
     return {"type": kind, "message": message, "traceback": ""}
 
 
-def _main(module: str) -> None:
+def _main(module: str, *arguments: str) -> None:
     from mainboard.cli.screen import stdout_reserved
 
     # What is wrong with platforms and plugins the parent has logged before.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel, stdout_reserved(), quiet():
-        for message in _messages(module):
+        for message in _messages(module, arguments):
             print(json.dumps(message), file=channel, flush=True)
 
 
-def _messages(module: str) -> Iterator[dict[str, Any]]:
-    steps: Steps = import_module(module).steps()
+def _messages(module: str, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    steps: Steps = import_module(module).steps(*arguments)
     try:
         name, function = next(steps)
         while True:
@@ -117,4 +120,4 @@ def _messages(module: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

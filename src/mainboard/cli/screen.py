@@ -24,6 +24,7 @@ _MEANING = MappingProxyType(
         "PASS": "good",
         "FAIL": "bad",
         "SKIP": "warn",
+        "KNOWN": "warn",
         "activated": "good",
         "called": "good",
         "loaded": "good",
