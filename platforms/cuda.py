@@ -1,29 +1,31 @@
 """NVIDIA's devices as a platform.
 
-Identity, generation and memory come from an inventory that NVML gave to a process of its own;
-nothing here loads the driver into this process, or makes a CUDA context, until an operation on a
-device does so through torch. Numbers of physical devices are NVML's (the order of the PCI bus).
+Identity, generation, memory and links come from NVML, or where there is none from CUDA's driver
+library, asked in a process of its own; nothing here loads the driver into this process, or makes a
+CUDA context, until an operation on a device does so through torch. Numbers of physical devices are
+those of the order of the PCI bus.
 """
 
 from __future__ import annotations
 
 from mainboard.errors import PlatformUnavailableError
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.platforms import cuda_probe
-from mainboard.platforms.cuda_inventory import (
-    CudaDevice,
-    Inventory,
-    NvmlUnavailable,
-    read_inventory,
-)
+from mainboard.platforms import cuda_inventory
+from mainboard.platforms.cuda_inventory import CudaDevice, Inventory, NvmlUnavailable
 from mainboard.platforms.cuda_probe import probe
-from mainboard.platforms.interface import Platform
+from mainboard.platforms.cuda_visible import CONTROL, find_entry, visibility, visible_devices
+from mainboard.platforms.listed_devices import DeviceLink, ListedDevices
 from mainboard.platforms.machine import this_machine
 from mainboard.platforms.probing import Decline
-from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
+from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo, PlatformEnum
 
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from collections.abc import Callable, Sequence
+    from typing import Any, ClassVar, TypeVar
+
+    from mainboard.platforms.machine import Machine
+
+    _Answer = TypeVar("_Answer")
 
 __all__ = [
     "CudaPlatform",
@@ -33,9 +35,21 @@ __all__ = [
     "probe",
 ]
 
+_RAW_CONTROL = CONTROL.encode()
 
-class CudaPlatformBase(Platform):
-    """What holds for every NVIDIA device, however it is asked about itself."""
+# NVML's levels of what is between two devices.
+_ACROSS = {
+    "0": "board",
+    "10": "switch",
+    "20": "switches",
+    "30": "host bridge",
+    "40": "numa node",
+    "50": "system",
+}
+
+
+class CudaPlatformBase(ListedDevices):
+    """NVIDIA's devices, however the driver is asked about them."""
 
     _enum = PlatformEnum.CUDA
     device_name = "cuda"
@@ -43,36 +57,144 @@ class CudaPlatformBase(Platform):
     dispatch_key = "CUDA"
     ray_device_key = "GPU"
     dist_backend = "nccl"
-    device_control_env_var = "CUDA_VISIBLE_DEVICES"
+    device_control_env_var = CONTROL
     ray_noset_device_env_vars: ClassVar[list[str]] = ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     @classmethod
-    def visible_physical_ids(cls) -> list[int] | None:
-        """Physical ids in the order of visible ids; None when `CUDA_VISIBLE_DEVICES` is unset."""
-        entries = cuda_probe.visibility(this_machine().environ)
-        if entries is None:
-            return None
-        return [cls.device_control_id_to_physical_device_id(entry) for entry in entries]
+    def inventory(cls) -> Inventory:
+        """Every device of this machine, asked for once per process: of NVML, or of CUDA.
+
+        Raises:
+            PlatformUnavailableError: the driver cannot be asked.
+        """
+        return cls._asked("its devices", lambda: _either_inventory(cls._machine()))
 
     @classmethod
-    def capabilities(cls, device_id: int = 0) -> Capabilities:
-        """What a device of this generation can do."""
-        generation = cls.get_device_capability(device_id) or DeviceCapability(0, 0)
+    def _asked(cls, what: str, question: Callable[[], _Answer]) -> _Answer:
+        """An answer of the driver, or the error that a caller can be shown."""
+        try:
+            return question()
+        except (Decline, NvmlUnavailable) as no:
+            raise PlatformUnavailableError(
+                f"platform {cls.device_name!r} was asked for {what}, but {no.reason}; "
+                f"{no.remedy or 'see `mainboard doctor`'}"
+            ) from no
+
+    @classmethod
+    def _machine(cls) -> Machine:
+        return this_machine()
+
+    @classmethod
+    def _state(cls, machine: Machine) -> object:
+        return machine.raw_setting(_RAW_CONTROL)
+
+    @classmethod
+    def _listed(cls) -> Sequence[CudaDevice]:
+        return cls.inventory().devices
+
+    @classmethod
+    def _visible(cls) -> Sequence[CudaDevice]:
+        return visible_devices(visibility(cls._machine().environ), cls.inventory())
+
+    @classmethod
+    def device_control_id_to_physical_device_id(cls, device_id: str) -> int:
+        """A number, or an id such as `GPU-8f5c…` or `MIG-…`, as a physical id.
+
+        Raises:
+            ValueError: no device, or more than one, is meant.
+        """
+        found = find_entry(device_id, cls.inventory())
+        if found is None:
+            have = ", ".join(f"{d.id} ({d.uuid})" for d in cls.inventory().devices)
+            raise ValueError(f"{device_id!r} means no single device; the devices here are {have}")
+        return found
+
+    @classmethod
+    def get_device_memory_info(cls, device_id: int = 0) -> MemoryInfo:
+        """The bytes of a device, or of its slice, that are free now, and all; starts nothing.
+
+        Each call asks NVML in a process of its own, which takes tens of milliseconds.
+
+        Raises:
+            NotImplementedError: NVML is not here, and nothing else knows without a context.
+        """
+        device = cls._device(device_id)
+        if device.memory is None:
+            return cls._host_memory()
+        rows = cls._asked("free memory", lambda: _ask_nvml(cls._machine(), "memory"))
+        for uuid, free, total in rows.get("memory", ()):
+            if uuid == device.uuid:
+                return MemoryInfo(int(free), int(total))
+        cls._not_offered("get_device_memory_info")
+
+    @classmethod
+    def links(cls) -> tuple[DeviceLink, ...]:
+        """How each pair of devices is connected, by physical ids, without starting one."""
+        known: tuple[DeviceLink, ...] = cls._remembered("links", None, cls._read_links)
+        return known
+
+    @classmethod
+    def _read_links(cls) -> tuple[DeviceLink, ...]:
+        if len(cls._listed()) < 2:
+            return ()
+        rows = cls._asked("its links", lambda: _either_links(cls._machine()))
+        return tuple(
+            DeviceLink(
+                int(first), int(second), nvlink or "pcie", bool(peer), _ACROSS.get(level, "")
+            )
+            for first, second, nvlink, peer, level in rows
+        )
+
+    @classmethod
+    def num_compute_units(cls, device_id: int = 0) -> int:
+        """The number of streaming multiprocessors of a device, or of its slice."""
+        device = cls._device(device_id)
+        if device.multiprocessors is not None:
+            units: int = device.multiprocessors
+            return units
+        _, rows = cls._asked("its multiprocessors", lambda: _ask_cuda(cls._machine()))
+        ids = {fields[2]: fields[0] for fields in rows.get("device", ())}
+        counts = {fields[0]: int(fields[1]) for fields in rows.get("facts", ())}
+        if device.uuid not in ids:
+            return int(cls.get_device_properties(device_id).multi_processor_count)
+        return counts[ids[device.uuid]]
+
+    @classmethod
+    def _capabilities(cls, device_id: int) -> Capabilities:
+        known = cls.get_device_capability(device_id)
+        generation = known or DeviceCapability(0, 0)
         dtypes = ["bfloat16"] if generation >= (8, 0) else []
         dtypes += ["float16"] if generation >= (6, 0) else []
         return Capabilities(
             dtypes=(*dtypes, "float32"),
             native_dtypes=(*dtypes, "float32"),
             fp8_formats=("float8_e4m3fn", "float8_e5m2") if generation >= (8, 9) else (),
-            isa_features=frozenset({f"sm_{generation.major}{generation.minor}"}),
+            block_scaled_formats=_BLOCK_SCALED if generation >= (10, 0) else (),
+            isa_features=frozenset({f"sm_{generation.major}{generation.minor}"} if known else ()),
+            integrated_memory=known is not None and cls._device(device_id).memory is None,
             pinned_memory=cls.is_pin_memory_available(),
             static_graphs=True,
+            bulk_copies=generation >= (9, 0),
+            thread_block_clusters=generation >= (9, 0),
         )
 
     @classmethod
-    def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of streaming multiprocessors; asking for it starts the device."""
-        return int(cls.get_device_properties(device_id).multi_processor_count)
+    def versions(cls) -> dict[str, str | None]:
+        """Versions of the driver, of the newest CUDA that it runs, and of torch's CUDA."""
+        from mainboard.platforms.torch_build import find_torch
+
+        found = cls.inventory()
+        runs = found.cuda and ".".join(map(str, found.cuda))
+        try:
+            built = find_torch(cls._machine()).cuda
+        except Decline:
+            built = None
+        return {"driver": found.driver or None, "driver_cuda": runs, "torch_cuda": built}
+
+    @classmethod
+    def is_arch_support_pdl(cls) -> bool:
+        """Whether a kernel may start before the one it depends on has ended: since Hopper."""
+        return cls.has_device_capability((9, 0))
 
     @classmethod
     def support_static_graph_mode(cls) -> bool:
@@ -89,100 +211,11 @@ class CudaPlatformBase(Platform):
         """Yes: attention is one operator."""
         return True
 
-
-class CudaPlatform(CudaPlatformBase):
-    """NVIDIA's devices where NVML describes them: servers and desktops."""
-
-    @classmethod
-    def inventory(cls) -> Inventory:
-        """Every device of this machine, asked for once per process.
-
-        Raises:
-            PlatformUnavailableError: the driver cannot be asked.
-        """
-        try:
-            return read_inventory(this_machine())
-        except (Decline, NvmlUnavailable) as no:
-            raise PlatformUnavailableError(
-                f"platform {cls.device_name!r} was asked for its devices, but {no.reason}; "
-                f"{no.remedy or 'use NonNvmlCudaPlatform'}"
-            ) from no
-
-    @classmethod
-    def _device(cls, device_id: int) -> CudaDevice:
-        physical = cls.device_id_to_physical_device_id(device_id)
-        devices = cls.inventory().devices
-        for device in devices:
-            if device.id == physical:
-                return device
-        have = ", ".join(f"{device.id} ({device.name})" for device in devices)
-        raise IndexError(
-            f"device {device_id} was asked for, which is physical device {physical}; "
-            f"the working devices here are {have}"
-        )
-
-    @classmethod
-    def visible_physical_ids(cls) -> list[int] | None:
-        """Physical ids in the order of visible ids; None when `CUDA_VISIBLE_DEVICES` is unset."""
-        entries = cuda_probe.visibility(this_machine().environ)
-        return None if entries is None else cuda_probe.resolve_entries(entries, cls.inventory())
-
-    @classmethod
-    def device_control_id_to_physical_device_id(cls, device_id: str) -> int:
-        """A number, or an id such as `GPU-8f5c…` or `MIG-…`, as a physical id.
-
-        Raises:
-            ValueError: no device, or more than one, is meant.
-        """
-        found = cuda_probe.resolve_entries([device_id], cls.inventory())
-        if not found:
-            have = ", ".join(f"{d.id} ({d.uuid})" for d in cls.inventory().devices)
-            raise ValueError(f"{device_id!r} means no single device; the devices here are {have}")
-        return found[0]
-
-    @classmethod
-    def device_count(cls) -> int:
-        """How many devices are visible, without starting one."""
-        visible = cls.visible_physical_ids()
-        return len(cls.inventory().devices if visible is None else visible)
-
-    @classmethod
-    def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
-        """The device's compute capability; None when no device is visible."""
-        return cls._device(device_id).capability if cls.device_count() else None
-
-    @classmethod
-    def get_device_name(cls, device_id: int = 0) -> str:
-        """The product name of a device."""
-        return cls._device(device_id).name
-
-    @classmethod
-    def get_device_uuid(cls, device_id: int = 0) -> str:
-        """The id of a device, as `nvidia-smi -L` prints it."""
-        return cls._device(device_id).uuid
-
-    @classmethod
-    def get_device_total_memory(cls, device_id: int = 0) -> int:
-        """The bytes of memory that a device has; the host's where it shares them."""
-        memory = cls._device(device_id).memory
-        return memory if memory is not None else _host_memory()
-
-    @classmethod
-    def get_all_gpu_pci_bus_ids(cls) -> dict[int, str]:
-        """The PCI address of every device by its physical id."""
-        return {device.id: device.pci for device in cls.inventory().devices}
-
-    @classmethod
-    def capabilities(cls, device_id: int = 0) -> Capabilities:
-        """What a device of this generation can do."""
-        shared = bool(cls.device_count()) and cls._device(device_id).memory is None
-        return super().capabilities(device_id)._replace(integrated_memory=shared)
-
     @classmethod
     def log_warnings(cls) -> None:
         """Warn of unequal devices whose numbers differ between NVML and CUDA."""
         names = {device.name for device in cls.inventory().devices}
-        order = this_machine().environ.get("CUDA_DEVICE_ORDER")
+        order = cls._machine().environ.get("CUDA_DEVICE_ORDER")
         if len(names) > 1 and order != "PCI_BUS_ID":
             import logging
 
@@ -196,45 +229,50 @@ class CudaPlatform(CudaPlatformBase):
     @classmethod
     def describe(cls) -> dict[str, Any]:
         """Identity, capabilities and the inventory, as plain JSON types."""
-        visible = {"visible": cls.visible_physical_ids()}
-        return {**super().describe(), "cuda": {**cls.inventory().to_dict(), **visible}}
+        found = {**cls.inventory().to_dict(), "versions": cls.versions()}
+        links = [link._asdict() for link in cls.links()]
+        visible = {"visible": cls.visible_physical_ids(), "links": links}
+        return {**super().describe(), "cuda": {**found, **visible}}
+
+
+class CudaPlatform(CudaPlatformBase):
+    """NVIDIA's devices where NVML describes them: servers and desktops."""
 
 
 class NonNvmlCudaPlatform(CudaPlatformBase):
-    """NVIDIA's devices where only torch can be asked, which starts them: Jetson, some WSL."""
+    """NVIDIA's devices where only CUDA's driver library can be asked: Jetson, some WSL."""
 
     @classmethod
-    def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
-        """The device's compute capability."""
-        found = cls._torch_member("get_device_capability")(device_id)
-        return DeviceCapability(*found)
-
-    @classmethod
-    def get_device_name(cls, device_id: int = 0) -> str:
-        """The product name of a device."""
-        return str(cls._torch_member("get_device_name")(device_id))
-
-    @classmethod
-    def get_device_uuid(cls, device_id: int = 0) -> str:
-        """The id of a device."""
-        return f"GPU-{cls.get_device_properties(device_id).uuid}"
-
-    @classmethod
-    def get_device_total_memory(cls, device_id: int = 0) -> int:
-        """The bytes of memory that a device has."""
-        return int(cls.get_device_properties(device_id).total_memory)
-
-    @classmethod
-    def is_integrated_gpu(cls, device_id: int = 0) -> bool:
-        """Whether the device uses the host's memory."""
-        return bool(cls.get_device_properties(device_id).is_integrated)
+    def inventory(cls) -> Inventory:
+        """Every device of this machine, asked of CUDA in a process of its own, once."""
+        return cls._asked("its devices", lambda: _ask_cuda(cls._machine())[0])
 
 
 NvmlCudaPlatform = CudaPlatform
 """The name that vLLM gives to `CudaPlatform`."""
 
+_BLOCK_SCALED = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1", "nvfp4")
 
-def _host_memory() -> int:
-    from mainboard.platforms.cpu_facts import cpu_facts
 
-    return cpu_facts().total_memory
+def _either_inventory(machine: Machine) -> Inventory:
+    try:
+        return cuda_inventory.read_inventory(machine)
+    except NvmlUnavailable:
+        return _ask_cuda(machine)[0]
+
+
+def _either_links(machine: Machine) -> list[list[str]]:
+    try:
+        return _ask_nvml(machine, "links").get("link", [])
+    except NvmlUnavailable:
+        return _ask_cuda(machine)[1].get("link", [])
+
+
+def _ask_nvml(machine: Machine, question: str) -> dict[str, list[list[str]]]:
+    """The answer to a question that is not about which devices there are."""
+    cuda_inventory.read_inventory(machine)  # which says best why NVML cannot be asked
+    return cuda_inventory.answer_lines(machine.ask("nvml_inventory", question, "pynvml"))
+
+
+def _ask_cuda(machine: Machine) -> tuple[Inventory, dict[str, list[list[str]]]]:
+    return cuda_inventory.read_driver_inventory(machine)

@@ -7,6 +7,7 @@ then permissions. Only when all of those say yes is the driver asked, in a proce
 from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING
+from mainboard.platforms.cuda_visible import CONTROL, visibility, visible_devices
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
@@ -14,14 +15,11 @@ from mainboard.platforms.verdict import Verdict
 
 # Where there is no device, neither the inventory nor the class is imported.
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from mainboard.platforms.cuda_inventory import Inventory
 
-    from mainboard.platforms.cuda_inventory import CudaDevice, Inventory
-
-__all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe", "resolve_entries", "visibility"]
+__all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe"]
 
 _VENDOR = 0x10DE
-_CONTROL = "CUDA_VISIBLE_DEVICES"
 _WITH_NVML = "mainboard.platforms.cuda.CudaPlatform"
 _WITHOUT_NVML = "mainboard.platforms.cuda.NonNvmlCudaPlatform"
 GIVE_DEVICES = "a container must be started with devices: docker run --gpus all"
@@ -46,63 +44,47 @@ def examine(machine: Machine) -> Activation:
     if build.cuda is None:
         raise _lacks_cuda(build)
     _check_permission(machine)
-    from mainboard.platforms.cuda_inventory import NvmlUnavailable, read_inventory
+    from mainboard.platforms import cuda_inventory
 
     try:
-        inventory = read_inventory(machine)
-    except NvmlUnavailable as missing:
-        reason = f"found an NVIDIA device ({kind}), but {missing.reason}"
-        return Activation(_WITHOUT_NVML, missing.code, reason, missing.remedy)
-    visible = resolve_entries(entries, inventory)
+        inventory = cuda_inventory.read_inventory(machine)
+        value, code, remedy, note = _WITH_NVML, "available", None, ""
+    except cuda_inventory.NvmlUnavailable as no:
+        inventory, _ = cuda_inventory.read_driver_inventory(machine)
+        value, code, remedy = _WITHOUT_NVML, no.code, no.remedy
+        note = f"; found as {kind}, and {no.reason}"
+    _check_version(build, inventory)
+    visible = visible_devices(entries, inventory)
     if not visible:
-        have = ", ".join(f"{device.id} ({device.uuid})" for device in inventory.devices)
-        raise _nothing_visible(machine, f"but the devices here are {have}")
-    names = sorted({device.name for device in inventory.devices if device.id in visible})
-    reason = f"{len(visible)} visible: {', '.join(names)}; driver {inventory.driver}"
-    faults = f"; {'; '.join(inventory.faults)}" if inventory.faults else ""
-    return Activation(_WITH_NVML, "available", reason + faults)
+        raise _nothing_visible(machine, f"but the devices here are {_listed(inventory)}")
+    names = ", ".join(sorted({device.name for device in visible}))
+    driver = f"; driver {inventory.driver}" if inventory.driver else ""
+    faults = "".join(f"; {fault}" for fault in inventory.faults)
+    return Activation(value, code, f"{len(visible)} visible: {names}{driver}{faults}{note}", remedy)
 
 
-def visibility(environ: Mapping[str, str]) -> list[str] | None:
-    """The entries of `CUDA_VISIBLE_DEVICES` that count; None when it is not set.
+def _check_version(build: TorchBuild, inventory: Inventory) -> None:
+    """Decline if the driver is of a generation before the CUDA that torch was built for.
 
-    As the driver does, reading stops at the first entry that is neither a number nor an id, and
-    a repeated entry hides everything.
+    Within one major version, drivers since CUDA 11 run what is newer than themselves.
     """
-    setting = environ.get(_CONTROL)
-    if setting is None:
-        return None
-    import re
-
-    entries: list[str] = []
-    for entry in setting.split(","):
-        match = re.match(r"\s*(\d+|(?:GPU|MIG)-[\w/-]+)", entry)
-        if match is None:
-            break
-        entries.append(match[1])
-    return entries if len(set(entries)) == len(entries) else []
+    needs = (build.cuda or "").partition(".")[0]
+    if inventory.cuda is None or not needs.isdecimal() or inventory.cuda[0] >= int(needs):
+        return
+    has = ".".join(map(str, inventory.cuda))
+    raise Decline(
+        "driver_too_old",
+        f"the NVIDIA driver {inventory.driver} runs CUDA up to {has}, but the installed torch "
+        f"{build.version} is built for CUDA {build.cuda}",
+        f"update the driver, or install a torch built for CUDA {inventory.cuda[0]}",
+    )
 
 
-def resolve_entries(entries: Sequence[str] | None, inventory: Inventory) -> list[int]:
-    """The physical ids that `CUDA_VISIBLE_DEVICES` leaves, in its order."""
-    if entries is None:
-        return [device.id for device in inventory.devices]
-    found: list[int] = []
-    for entry in entries:
-        matches = [device.id for device in inventory.devices if _means(entry, device)]
-        if len(matches) != 1:  # unknown, or an abbreviation of several: nothing after it counts
-            break
-        found.append(matches[0])
-    return found
-
-
-def _means(entry: str, device: CudaDevice) -> bool:
-    """Whether an entry names this device, or a slice of it; ids may be abbreviated."""
-    if entry.isdecimal():
-        return int(entry) == device.id
-    if entry.startswith("MIG-GPU-"):  # the form of drivers before 470: MIG-<device>/<slice>
-        return entry.removeprefix("MIG-").partition("/")[0] == device.uuid
-    return any(uuid.startswith(entry) for uuid in (device.uuid, *device.mig))
+def _listed(inventory: Inventory) -> str:
+    divided = "divided, without a slice"
+    return ", ".join(
+        f"{d.id} ({divided if d.mig and not d.slices else d.uuid})" for d in inventory.devices
+    )
 
 
 def _find_hardware(machine: Machine) -> str:
@@ -168,8 +150,8 @@ def _lacks_cuda(build: TorchBuild) -> Decline:
 def _nothing_visible(machine: Machine, why: str) -> Decline:
     return Decline(
         "no_visible_devices",
-        f"an NVIDIA device is here, but {_CONTROL} is {machine.environ.get(_CONTROL)!r}, {why}",
-        f"unset {_CONTROL}, or name devices in it by number or by id",
+        f"an NVIDIA device is here, but {CONTROL} is {machine.environ.get(CONTROL)!r}, {why}",
+        f"unset {CONTROL}, or name devices in it by number or by id",
     )
 
 

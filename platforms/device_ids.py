@@ -15,7 +15,12 @@ from mainboard.light_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DeviceIds", "get_assigned_physical_gpu_ids", "set_assigned_physical_gpu_ids"]
+__all__ = [
+    "DeviceIds",
+    "assignment",
+    "get_assigned_physical_gpu_ids",
+    "set_assigned_physical_gpu_ids",
+]
 
 _assigned: tuple[int, ...] | None = None
 
@@ -29,6 +34,11 @@ def set_assigned_physical_gpu_ids(ids: Sequence[int] | None) -> None:
 def get_assigned_physical_gpu_ids() -> list[int] | None:
     """The physical ids given to this process, or None when nobody gave any."""
     return None if _assigned is None else list(_assigned)
+
+
+def assignment() -> tuple[int, ...] | None:
+    """The physical ids given to this process, in a form that can be compared soon."""
+    return _assigned
 
 
 class DeviceIds:
@@ -58,6 +68,10 @@ class DeviceIds:
 
         Optional; the default reads the control variable as a comma-separated list.
         """
+        return cls._from_control_variable()
+
+    @classmethod
+    def _from_control_variable(cls) -> list[int] | None:
         setting = os.environ.get(cls.device_control_env_var)
         if setting is None:
             return None

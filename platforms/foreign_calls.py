@@ -32,7 +32,6 @@ RETIRED: Mapping[str, str] = {
     "get_piecewise_backend_cls": "get_static_graph_wrapper_cls",
     "insert_blocks_to_device": "",
     "is_async_output_supported": "",
-    "is_fully_connected": "",
     "is_kv_cache_dtype_supported": "AttentionBackend.validate_configuration",
     "seed_everything": "manual_seed_all",
     "supports_structured_output": "",

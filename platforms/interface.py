@@ -27,6 +27,7 @@ from mainboard.platforms.values import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, ClassVar, NoReturn
 
     import torch
@@ -54,7 +55,7 @@ _CUDA, _ROCM, _TPU, _XPU = (
 )
 _CPU, _OOT, _UNSPECIFIED = PlatformEnum.CPU, PlatformEnum.OOT, PlatformEnum.UNSPECIFIED
 
-PLATFORM_API_VERSION = (1, 0)
+PLATFORM_API_VERSION = (1, 1)
 """Major: something promised went or changed. Minor: something optional was added."""
 
 
@@ -198,8 +199,8 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
 
     @classmethod
     def supports_mx(cls) -> bool:
-        """Whether the device computes with block-scaled (MX) formats; the default is no."""
-        return False
+        """Whether the device computes with block-scaled (MX) formats."""
+        return bool(cls.capabilities().block_scaled_formats)
 
     @classmethod
     def get_infinity_values(cls, dtype: torch.dtype) -> tuple[float, float]:
@@ -247,6 +248,11 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
         cls._not_offered("get_device_total_memory")
 
     @classmethod
+    def get_device_memory_info(cls, device_id: int = 0) -> MemoryInfo:
+        """The bytes of a device that are free now, and all, without starting the device."""
+        cls._not_offered("get_device_memory_info")
+
+    @classmethod
     def get_all_gpu_pci_bus_ids(cls) -> dict[int, str]:
         """The PCI address of every device by its physical id."""
         cls._not_offered("get_all_gpu_pci_bus_ids")
@@ -255,6 +261,11 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
     def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
         """The bytes of device memory in use by this process's tensors."""
         return float(cls.memory_allocated(device))
+
+    @classmethod
+    def is_fully_connected(cls, physical_device_ids: Sequence[int]) -> bool:
+        """Whether each pair of these devices has a direct link; the default is no."""
+        return False
 
     @classmethod
     def num_compute_units(cls, device_id: int = 0) -> int:

@@ -15,7 +15,10 @@ from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.values import CpuArchEnum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from mainboard.platforms.bounded import Outcome
 
 __all__ = ["Machine", "PciDevice", "cpu_architecture", "parse_id_list", "this_machine"]
 
@@ -59,6 +62,10 @@ class Machine:
         self.system = sys.platform if system is None else system
         self.architecture = _own_architecture() if architecture is None else architecture
         self.import_path = import_path
+        self.raw_setting = _raw_reader(self.environ)
+        """One variable, named in bytes, in whichever form it can be had soonest."""
+        self.answers: dict[object, Any] = {}
+        """What platforms remember of this machine."""
 
     def path(self, name: str) -> str:
         """Where the file that the machine calls `/name` really is."""
@@ -91,6 +98,56 @@ class Machine:
     def may_use(self, name: str) -> bool:
         """Whether this user may read and write a device node."""
         return os.access(self.path(name), os.R_OK | os.W_OK)
+
+    def package(self, name: str) -> str | None:
+        """The folder of an importable package, or of a module's file, without importing it."""
+        from importlib.machinery import PathFinder
+
+        loaded = sys.modules.get(name)
+        if self.import_path is not None:
+            spec = PathFinder.find_spec(name, self.import_path)
+        elif loaded is not None:
+            return os.path.dirname(loaded.__file__) if loaded.__file__ else None
+        else:
+            # Every finder is asked, as an import would: an editable install brings its own.
+            finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+            found = (find(name, None, None) for find in finders if find is not None)
+            spec = next((spec for spec in found if spec is not None), None)
+        return os.path.dirname(spec.origin) if spec is not None and spec.origin else None
+
+    def package_text(self, name: str, file: str) -> str | None:
+        """What stands in a file of a package, or None when it cannot be read."""
+        folder = self.package(name)
+        if folder is None:
+            return None
+        try:
+            with open(os.path.join(folder, file), encoding="utf-8") as opened:
+                return opened.read()
+        except OSError:
+            return None
+
+    def ask(self, script: str, question: str, package: str | None = None) -> Outcome:
+        """What a native library answers, asked by a script of this package for a bounded time.
+
+        Args:
+            script: the script's name without its ending.
+            question: its first argument.
+            package: what the script imports, if anything; its folder is the second argument.
+        """
+        from mainboard.platforms import bounded
+
+        folder = self.package(package) if package else None
+        arguments = [question, folder] if folder else [question]
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{script}.py")
+        return bounded.ask(path, arguments, bounded.time_limit())
+
+    def tile_permission(self) -> int | None:
+        """The extended states that the kernel grants on request (AMX), as a bit for each.
+
+        None where the kernel cannot be asked: not Linux on x86, or a kernel before 5.16.
+        """
+        here = (self.root, self.system, self.architecture) == ("/", "linux", "x86_64")
+        return _supported_states() if here else None
 
     @cached_property
     def in_wsl(self) -> bool:
@@ -149,8 +206,31 @@ def parse_id_list(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def _raw_reader(environ: Mapping[str, str]) -> Callable[[bytes], object]:
+    # Reading os.environ encodes, looks up and decodes, which takes longer than all else that a
+    # question asked in a loop does. What it looks up in is the same for every CPython on POSIX.
+    data = getattr(environ, "_data", None) if environ is os.environ else None
+    if os.name == "posix" and isinstance(data, dict):
+        return data.get
+    return lambda name: environ.get(os.fsdecode(name))
+
+
 def _own_architecture() -> str:
     # Not platform.machine(): it starts a process on some systems.
     if hasattr(os, "uname"):
         return os.uname().machine
     return os.environ.get("PROCESSOR_ARCHITEW6432", os.environ.get("PROCESSOR_ARCHITECTURE", ""))
+
+
+def _supported_states() -> int | None:
+    try:
+        import ctypes
+
+        supported = ctypes.c_uint64(0)
+        ask_for_supported, arch_prctl = 0x1021, 158
+        libc = ctypes.CDLL(None)
+        if libc.syscall(arch_prctl, ask_for_supported, ctypes.byref(supported)) == 0:
+            return supported.value
+    except (ImportError, OSError, AttributeError):  # no ctypes, no libc, no such function
+        return None
+    return None

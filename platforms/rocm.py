@@ -1,31 +1,50 @@
 """AMD's devices as a platform; torch presents them through `torch.cuda`.
 
-Identity, generation and memory are read from the kernel's files; no device is started until an
-operation on it does so through torch. Inside Windows (WSL) the kernel has no such files, and
+Identity, generation, memory and links are read from the kernel's files; no device is started until
+an operation on it does so through torch. Inside Windows (WSL) the kernel has no such files, and
 torch is asked.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.platforms import rocm_probe
-from mainboard.platforms.interface import Platform
+from mainboard.platforms import rocm_devices
+from mainboard.platforms.listed_devices import DeviceLink, ListedDevices
 from mainboard.platforms.machine import this_machine
-from mainboard.platforms.rocm_probe import RocmDevice, probe
-from mainboard.platforms.values import Capabilities, DeviceCapability, PlatformEnum
+from mainboard.platforms.rocm_devices import RocmDevice
+from mainboard.platforms.rocm_probe import probe
+from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo, PlatformEnum
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, ClassVar
+
+    from mainboard.platforms.machine import Machine
 
 __all__ = ["RocmPlatform", "probe"]
 
 # 8-bit floats: the first generation that has them has a kind of its own.
 _FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
 _OCP = ("float8_e4m3fn", "float8_e5m2")
-_FP8 = {"gfx942": _FNUZ, "gfx950": _OCP, "gfx1200": _OCP, "gfx1201": _OCP, "gfx1250": _OCP}
+_FP8 = {
+    "gfx940": _FNUZ,
+    "gfx941": _FNUZ,
+    "gfx942": _FNUZ,
+    "gfx950": _OCP,
+    "gfx1200": _OCP,
+    "gfx1201": _OCP,
+    "gfx1250": _OCP,
+}
+_MX = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1")
+_BLOCK_SCALED = {"gfx950": _MX, "gfx1250": _MX}
+
+_HIP, _ROCR, _CUDA = b"HIP_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"CUDA_VISIBLE_DEVICES"
+_NOTHING_SET = (None, None, None)
 
 
-class RocmPlatform(Platform):
+class RocmPlatform(ListedDevices):
     """AMD's devices: Instinct accelerators, and Radeon cards that ROCm serves."""
 
     _enum = PlatformEnum.ROCM
@@ -44,29 +63,37 @@ class RocmPlatform(Platform):
     @classmethod
     def devices(cls) -> tuple[RocmDevice, ...]:
         """Every device of this machine that the kernel lists, read once per process."""
-        return rocm_probe.read_devices(this_machine())
+        return rocm_devices.read_devices(cls._machine())
 
     @classmethod
-    def _device(cls, device_id: int) -> RocmDevice | None:
-        """The device of a logical id; None where the kernel lists no devices (WSL)."""
+    def _machine(cls) -> Machine:
+        return this_machine()
+
+    @classmethod
+    def _state(cls, machine: Machine) -> object:
+        raw = machine.raw_setting
+        state = raw(_HIP), raw(_ROCR), raw(_CUDA)
+        return None if state == _NOTHING_SET else state
+
+    @classmethod
+    def _listed(cls) -> Sequence[RocmDevice]:
+        return cls.devices()
+
+    @classmethod
+    def _visible(cls) -> Sequence[RocmDevice]:
         devices = cls.devices()
-        if not devices:
-            return None
-        physical = cls.device_id_to_physical_device_id(device_id)
-        if physical not in range(len(devices)):
-            raise IndexError(
-                f"device {device_id} was asked for, which is physical device {physical}; "
-                f"the devices here are {', '.join(f'{d.id} ({d.name})' for d in devices)}"
-            )
-        return devices[physical]
+        ids = rocm_devices.visible_ids(cls._machine().environ, devices)
+        return [devices[index] for index in ids]
+
+    @classmethod
+    def _find(cls, device_id: int) -> Any:
+        # Where the kernel lists none (WSL), None: then torch is asked.
+        return super()._find(device_id) if cls.devices() else None
 
     @classmethod
     def visible_physical_ids(cls) -> list[int] | None:
         """Physical ids in the order of visible ids, after all three control variables."""
-        devices = cls.devices()
-        if not devices:
-            return super().visible_physical_ids()
-        return rocm_probe.visible_ids(this_machine().environ, devices)
+        return super().visible_physical_ids() if cls.devices() else cls._from_control_variable()
 
     @classmethod
     def device_control_id_to_physical_device_id(cls, device_id: str) -> int:
@@ -79,24 +106,31 @@ class RocmPlatform(Platform):
     @classmethod
     def device_count(cls) -> int:
         """How many devices are visible, without starting one."""
-        visible = cls.visible_physical_ids() if cls.devices() else None
-        return super().device_count() if visible is None else len(visible)
+        if cls.devices():
+            return super().device_count()
+        return int(cls._torch_member("device_count")())
 
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
         """The device's generation, (9, 4) for gfx942; None when no device is visible."""
+        if cls.devices():
+            return super().get_device_capability(device_id)
         if not cls.device_count():
             return None
-        device = cls._device(device_id)
-        if device is not None:
-            return device.capability
         return DeviceCapability(*cls._torch_member("get_device_capability")(device_id))
 
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
-        """The product name of a device, or its architecture where there is no name."""
+        """The product name of a device, or its architecture where nobody knows a name.
+
+        Where the kernel knows none, AMD's management library is asked, once and for a bounded time.
+        """
         device = cls._device(device_id)
-        return device.name if device else str(cls._torch_member("get_device_name")(device_id))
+        if device is None:
+            return str(cls._torch_member("get_device_name")(device_id))
+        if device.name not in (device.architecture, "ip discovery"):
+            return str(device.name)
+        return _market_names(cls._machine()).get(device.pci) or str(device.architecture)
 
     @classmethod
     def get_device_uuid(cls, device_id: int = 0) -> str:
@@ -106,25 +140,57 @@ class RocmPlatform(Platform):
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
-        """The bytes of memory that a device has."""
-        device = cls._device(device_id)
-        if device is not None and device.memory is not None:
-            return device.memory
+        """The bytes of memory that a device has; the host's where it shares them."""
+        if cls._device(device_id) is not None:
+            return super().get_device_total_memory(device_id)
         return int(cls.get_device_properties(device_id).total_memory)
 
     @classmethod
-    def get_all_gpu_pci_bus_ids(cls) -> dict[int, str]:
-        """The PCI address of every device by its physical id."""
-        return {device.id: device.pci for device in cls.devices()}
+    def get_device_memory_info(cls, device_id: int = 0) -> MemoryInfo:
+        """The bytes of a device that are free now, and all, as the kernel counts them.
+
+        Raises:
+            NotImplementedError: for a part of a divided device, whose use nobody counts.
+        """
+        device = cls._device(device_id)
+        if device is None or device.compute_mode not in ("", "SPX"):
+            cls._not_offered("get_device_memory_info")
+        if device.memory is None:
+            return cls._host_memory()
+        files = f"sys/bus/pci/devices/{device.pci}"
+        used = cls._machine().number(f"{files}/mem_info_vram_used")
+        if used is None:
+            cls._not_offered("get_device_memory_info")
+        return MemoryInfo(max(0, device.memory - used), device.memory)
 
     @classmethod
     def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of compute units; asking for it starts the device."""
+        """The number of compute units of a device, or of its part."""
+        device = cls._device(device_id)
+        if device is not None:
+            return int(device.compute_units)
         return int(cls.get_device_properties(device_id).multi_processor_count)
 
     @classmethod
-    def capabilities(cls, device_id: int = 0) -> Capabilities:
-        """What a device of this architecture can do."""
+    def links(cls) -> tuple[DeviceLink, ...]:
+        """How each pair of devices is connected, by physical ids, as the kernel lists it."""
+        listed = rocm_devices.read_links(cls._machine())
+        ways = {(link.first, link.second) for link in listed}
+        xgmi = {(link.first, link.second) for link in listed if link.xgmi}
+        count = len(cls.devices())
+        return tuple(
+            DeviceLink(
+                first,
+                second,
+                "xgmi" if {(first, second), (second, first)} <= xgmi else "pcie",
+                {(first, second), (second, first)} <= ways,
+            )
+            for first in range(count)
+            for second in range(first + 1, count)
+        )
+
+    @classmethod
+    def _capabilities(cls, device_id: int) -> Capabilities:
         device = cls._device(device_id) if cls.device_count() else None
         architecture = device.architecture if device else ""
         dtypes = ("bfloat16", "float16", "float32")
@@ -132,6 +198,7 @@ class RocmPlatform(Platform):
             dtypes=dtypes,
             native_dtypes=dtypes,
             fp8_formats=_FP8.get(architecture, ()),
+            block_scaled_formats=_BLOCK_SCALED.get(architecture, ()),
             isa_features=frozenset({architecture} if architecture else ()),
             integrated_memory=device is not None and device.memory is None,
             pinned_memory=cls.is_pin_memory_available(),
@@ -156,8 +223,25 @@ class RocmPlatform(Platform):
     @classmethod
     def describe(cls) -> dict[str, Any]:
         """Identity, capabilities and the devices, as plain JSON types."""
-        devices = [device.to_dict() for device in cls.devices()]
-        return {
-            **super().describe(),
-            "rocm": {"devices": devices, "visible": cls.visible_physical_ids()},
+        found = {
+            "devices": [device.to_dict() for device in cls.devices()],
+            "visible": cls.visible_physical_ids(),
+            "links": [link._asdict() for link in cls.links()],
         }
+        return {**super().describe(), "rocm": found}
+
+
+@cache
+def _market_names(machine: Machine) -> dict[str, str]:
+    """Products by PCI address, as AMD's management library names them; none if it does not answer."""
+    if machine.package("amdsmi") is None:
+        return {}
+    outcome = machine.ask("amdsmi_inventory", "devices", "amdsmi")
+    lines = [line.split("\t") for line in (outcome.output or "").splitlines()]
+    names = {fields[1]: fields[2] for fields in lines if len(fields) == 5 and fields[0] == "device"}
+    if not names:
+        from mainboard.plugins.log import get_logger
+
+        said = outcome.problem or " ".join((outcome.output or "it says nothing").split())
+        get_logger().warning("AMD's management library names no device: %s", said)
+    return names

@@ -75,6 +75,10 @@ class Capabilities(NamedTuple):
         integrated_memory: whether the device uses the host's memory.
         pinned_memory: whether page-locked host memory makes copies to the device faster.
         static_graphs: whether work can be captured once and replayed.
+        block_scaled_formats: formats with a scale for each block (MX, NVFP4) that it computes with.
+        bulk_copies: whether one instruction copies a tile to on-chip memory while others compute
+            (NVIDIA's TMA).
+        thread_block_clusters: whether groups of thread blocks can share on-chip memory.
     """
 
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
@@ -84,6 +88,9 @@ class Capabilities(NamedTuple):
     integrated_memory: bool = False
     pinned_memory: bool = False
     static_graphs: bool = False
+    block_scaled_formats: tuple[str, ...] = ()
+    bulk_copies: bool = False
+    thread_block_clusters: bool = False
 
     def to_dict(self) -> dict[str, list[str] | bool]:
         """Everything above as plain JSON types."""
@@ -95,4 +102,7 @@ class Capabilities(NamedTuple):
             "integrated_memory": self.integrated_memory,
             "pinned_memory": self.pinned_memory,
             "static_graphs": self.static_graphs,
+            "block_scaled_formats": list(self.block_scaled_formats),
+            "bulk_copies": self.bulk_copies,
+            "thread_block_clusters": self.thread_block_clusters,
         }

@@ -25,6 +25,7 @@ import time
 class NVMLError(Exception): pass
 class NVMLError_NotSupported(NVMLError): pass
 class NVMLError_NotFound(NVMLError): pass
+class NVMLError_FunctionNotFound(NVMLError): pass
 class NVMLError_LibraryNotFound(NVMLError): pass
 class NVMLError_DriverNotLoaded(NVMLError): pass
 class NVMLError_LibRmVersionMismatch(NVMLError): pass
@@ -37,24 +38,29 @@ class _Of:
 def nvmlInit():
     {on_init}
 def nvmlSystemGetDriverVersion(): return b"580.65.06"
+def nvmlSystemGetCudaDriverVersion(): return {cuda}
 def nvmlDeviceGetCount(): return len(DEVICES)
 def nvmlDeviceGetHandleByIndex(index):
     if DEVICES[index].get("lost"): raise NVMLError_GpuIsLost("GPU is lost")
     return DEVICES[index]
 def nvmlDeviceGetName(device): return device["name"]
-def nvmlDeviceGetUUID(device): return device["uuid"] if isinstance(device, dict) else device
+def nvmlDeviceGetUUID(device): return device["uuid"]
+def nvmlDeviceGetAttributes(device): return _Of(multiprocessorCount=device["multiprocessors"])
+def nvmlDeviceGetTopologyCommonAncestor(first, second): return 50
+def nvmlDeviceGetP2PStatus(first, second, index):
+    return 0 if second["uuid"] in first.get("nvlink", ()) or index == 0 else 4
 def nvmlDeviceGetCudaComputeCapability(device): return device["capability"]
 def nvmlDeviceGetPciInfo(device): return _Of(busId="00000000:%02X:00.0" % DEVICES.index(device))
 def nvmlDeviceGetMemoryInfo(device):
     if device["memory"] is None: raise NVMLError_NotSupported("Not Supported")
-    return _Of(total=device["memory"])
+    return _Of(total=device["memory"], free=device["memory"] // 2)
 def nvmlDeviceGetMigMode(device):
     if "mig" not in device: raise NVMLError_NotSupported("Not Supported")
     return [1, 1]
 def nvmlDeviceGetMaxMigDeviceCount(device): return 7
 def nvmlDeviceGetMigDeviceHandleByIndex(device, number):
     if number not in device["mig"]: raise NVMLError_NotFound("Not Found")
-    return device["mig"][number]
+    return dict(device["mig"][number], memory=5 << 30, name="MIG 1g.5gb", multiprocessors=14)
 """
 
 
@@ -119,10 +125,13 @@ class MachineMaker:
         )
 
     def install_nvml(
-        self, devices: Sequence[Mapping[str, Any]] = (), on_init: str = "pass"
+        self,
+        devices: Sequence[Mapping[str, Any]] = (),
+        on_init: str = "pass",
+        cuda: int = 13000,
     ) -> None:
         """Install the mock; `on_init` is the statement that its initialisation runs."""
-        text = MOCK_PYNVML.format(devices=list(devices), on_init=on_init)
+        text = MOCK_PYNVML.format(devices=list(devices), on_init=on_init, cuda=cuda)
         (self.site / "pynvml.py").write_text(text)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mainboard.errors import PlatformUnavailableError
-from mainboard.platforms import cuda, cuda_inventory, nvml_inventory
+from mainboard.platforms import bounded, cuda, nvml_inventory
 from mainboard.platforms.bounded import Outcome
-from mainboard.platforms.cuda import CudaPlatform
+from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform
 from mainboard.platforms.values import DeviceCapability
 from mainboard.platforms.verdict import State
 
@@ -113,6 +113,13 @@ def test_error_of_libraries_that_are_not_here(machines: Any, two_devices: Any) -
     assert "docker run --gpus" in (verdict.remedy or "")
 
 
+DRIVER = """driver\t\t13000
+device\t0\tNVIDIA Orin\tGPU-cccc3333-0\t8\t7\t65536\t0000:00:00.0\t
+facts\t0\t16\tshared\t167936\t4194304
+end
+"""
+
+
 @pytest.mark.parametrize(
     ("record", "answer", "code", "words"),
     [
@@ -124,27 +131,83 @@ def test_error_of_libraries_that_are_not_here(machines: Any, two_devices: Any) -
 )
 def test_cuda_without_nvml(
     machines: Any,
+    on_machine: Any,
     monkeypatch: pytest.MonkeyPatch,
     record: str,
     answer: tuple[str, str],
     code: str,
     words: str,
 ) -> None:
-    """Where CUDA's library is there and only NVML is not, torch is asked instead."""
+    """Where CUDA's library is there and only NVML is not, CUDA is asked in a process instead."""
     machines.install_torch(cuda="13.0")
-    outcome = Outcome("\t".join(["error", *answer, "cuda"]) + "\nend\n", None, 1.0)
-    monkeypatch.setattr(cuda_inventory, "ask", lambda *_: outcome)
-    verdict = cuda.probe(machines.from_record(record))
+    nvml = "\t".join(["error", *answer, "cuda"]) + "\nend\n"
+    monkeypatch.setattr(
+        bounded, "ask", lambda path, *_: Outcome(nvml if "nvml" in path else DRIVER, None, 1.0)
+    )
+    machine = machines.from_record(record)
+    verdict = cuda.probe(machine)
     assert (State.ACTIVATED, code) == (verdict.state, verdict.code)
     assert "mainboard.platforms.cuda.NonNvmlCudaPlatform" == verdict.value
-    assert words in verdict.reason
+    assert words in verdict.reason and "1 visible: NVIDIA Orin" in verdict.reason
+    on_machine(machine)
+    for platform in (NonNvmlCudaPlatform, CudaPlatform):
+        assert "GPU-cccc3333-0" == platform.get_device_uuid()
+        assert 16 == platform.num_compute_units()
+        assert platform.is_integrated_gpu() and platform.get_device_total_memory() > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "remedy"),
+    [
+        ("CUDA_ERROR_NO_DEVICE", "no_devices_reported", "docker run"),
+        ("CUDA_ERROR_SYSTEM_NOT_READY", "fabric_not_ready", "fabric manager"),
+        ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "driver_mismatch", "restart"),
+        ("CUDA_ERROR_OPERATING_SYSTEM", "permission_denied", "/dev/nvidia"),
+        ("CUDA_ERROR_UNKNOWN", "driver_error", "kernel's log"),
+        ("OSError", "driver_library_missing", "install"),
+    ],
+)
+def test_cuda_that_refuses(
+    machines: Any, monkeypatch: pytest.MonkeyPatch, error: str, code: str, remedy: str
+) -> None:
+    """Without NVML, each error of CUDA's driver is declined with its own code and remedy."""
+    machines.install_torch(cuda="13.0")
+    nvml, driver = "error\tModuleNotFoundError\tx\tcuda\nend\n", f"error\t{error}\tcuInit\nend\n"
+    monkeypatch.setattr(
+        bounded, "ask", lambda path, *_: Outcome(nvml if "nvml" in path else driver, None, 1.0)
+    )
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert (State.DECLINED, code) == (verdict.state, verdict.code)
+    assert remedy in (verdict.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("runs", "built", "code"),
+    [
+        (12080, "13.0", "driver_too_old"),
+        (13000, "13.2", "available"),
+        (13000, "12.8", "available"),
+        (0, "13.0", "available"),
+    ],
+)
+def test_driver_and_torch(
+    machines: Any, two_devices: Any, runs: int, built: str, code: str
+) -> None:
+    """A driver of a major version before torch's is too old; a newer or unknown one is not."""
+    machines.install_torch(cuda=built)
+    machines.install_nvml(two_devices, cuda=runs)
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert code == verdict.code
+    if code == "driver_too_old":
+        assert "runs CUDA up to 12.8" in verdict.reason and "built for CUDA 13.0" in verdict.reason
+        assert "a torch built for CUDA 12" in (verdict.remedy or "")
 
 
 def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is shown by its name and its words."""
     machines.install_torch(cuda="13.0")
     outcome = Outcome("error\tNVMLError_Unknown\tUnknown Error\tcuda\nend\n", None, 1.0)
-    monkeypatch.setattr(cuda_inventory, "ask", lambda *_: outcome)
+    monkeypatch.setattr(bounded, "ask", lambda *_: outcome)
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
     assert "driver_error" == verdict.code
     assert "NVMLError_Unknown: Unknown Error" in verdict.reason
@@ -179,7 +242,7 @@ def test_inventory_script_alone() -> None:
     """The script without pynvml says so, in lines that end; what it postpones still works."""
     script = nvml_inventory.__file__
     run = [sys.executable, "-I", "-S"]
-    done = subprocess.run([*run, script], capture_output=True, text=True, check=True)
+    done = subprocess.run([*run, script, "devices"], capture_output=True, text=True, check=True)
     assert "error\tModuleNotFoundError\tNo module named 'pynvml'\t" in done.stdout
     assert "end" == done.stdout.splitlines()[-1]
     code = (
@@ -241,7 +304,7 @@ def test_all_devices_lost(machines: Any, two_devices: Any) -> None:
     machines.install_torch(cuda="13.0")
     machines.install_nvml([{**device, "lost": True} for device in two_devices])
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
-    assert "driver_error" == verdict.code
+    assert "devices_lost" == verdict.code and "Xid" in (verdict.remedy or "")
     assert "device 0 does not work" in verdict.reason and "device 1" in verdict.reason
 
 
@@ -275,15 +338,12 @@ def test_driver_that_never_answers(
         ("GPU-bb,0", [1, 0]),
         ("GPU-", []),
         ("GPU-cccc", []),
-        ("MIG-5555", [1]),
-        ("MIG-GPU-aaaa1111-0/1/0", [0]),
     ],
 )
 def test_visible_devices(
     machines: Any, two_devices: Any, on_machine: Any, setting: str | None, physical: list[int]
 ) -> None:
     """`CUDA_VISIBLE_DEVICES` is read as the driver reads it: numbers, ids, order, first error."""
-    two_devices[1]["mig"] = {0: "MIG-5555-a", 3: "MIG-6666-b"}
     machines.install_nvml(two_devices)
     environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
     on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
@@ -295,6 +355,48 @@ def test_visible_devices(
     else:
         assert CudaPlatform.get_device_capability() is None
         assert not CudaPlatform.has_device_capability(0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "uuid"),
+    [
+        (None, "MIG-5555-a"),
+        ("0,1", "MIG-5555-a"),
+        ("0", "GPU-aaaa1111-0"),
+        ("1", "MIG-5555-a"),
+        ("MIG-6666", "MIG-6666-b"),
+        ("MIG-6666-b,MIG-5555-a", "MIG-6666-b"),
+        ("GPU-bbbb", "MIG-5555-a"),
+        ("MIG-GPU-bbbb2222-1/3/0", "MIG-5555-a"),
+        ("MIG-7777", None),
+    ],
+)
+def test_slices(
+    machines: Any, two_devices: Any, on_machine: Any, setting: str | None, uuid: str | None
+) -> None:
+    """Of a divided device CUDA shows one slice and nothing beside it; its facts are the slice's."""
+    two_devices[1]["mig"] = {0: {"uuid": "MIG-5555-a"}, 3: {"uuid": "MIG-6666-b"}}
+    machines.install_nvml(two_devices)
+    environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
+    assert (0 if uuid is None else 1) == CudaPlatform.device_count()
+    if uuid is None:
+        return
+    assert uuid == CudaPlatform.get_device_uuid()
+    if uuid.startswith("MIG"):
+        assert 5 << 30 == CudaPlatform.get_device_total_memory()
+        assert (5 << 29, 5 << 30) == CudaPlatform.get_device_memory_info()
+        assert 14 == CudaPlatform.num_compute_units()
+        assert "MIG 1g.5gb" == CudaPlatform.get_device_name()
+        assert [1] == CudaPlatform.visible_physical_ids()
+
+
+def test_divided_device_without_slices(machines: Any, two_devices: Any) -> None:
+    """A device that is divided into nothing cannot be used, and the verdict says that."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml([{**two_devices[0], "mig": {}}])
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "no_visible_devices" == verdict.code and "without a slice" in verdict.reason
 
 
 @pytest.fixture
