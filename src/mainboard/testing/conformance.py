@@ -44,7 +44,8 @@ class _Group:
     requirements: ClassVar[Requirements] = Requirements()
 
     @pytest.fixture(scope="class")
-    def subject(self, request: pytest.FixtureRequest) -> Iterator[Subject]:
+    @classmethod
+    def subject(cls, request: pytest.FixtureRequest) -> Iterator[Subject]:
         """The platform of `requirements`, made the current one for these tests."""
         requirements: Requirements = request.cls.requirements
         name = request.config.getoption("--mainboard-platform", None)
