@@ -99,6 +99,7 @@ class Tensor {
   int64_t size(int64_t d) const { return sizes_[d]; }
   int64_t stride(int64_t d) const { return strides_[d]; }
   DType dtype() const { return dtype_; }
+  AtenTensorHandle handle() const { return handle_; }
   int64_t numel() const {
     int64_t n = 1;
     for (int64_t d = 0; d < dim_; ++d) n *= sizes_[d];
@@ -161,11 +162,12 @@ class Arguments {
   StableIValue* next_;
 };
 
-// Registers implementations of `mainboard::*` for one dispatch key when the library is loaded.
+// Registers implementations of a namespace's operators for one dispatch key when the library is
+// loaded.
 class Implementations {
  public:
-  explicit Implementations(const char* key) {
-    check(aoti_torch_library_init_impl("mainboard", key, __FILE__, __LINE__, &library_),
+  explicit Implementations(const char* key, const char* space = "mainboard") {
+    check(aoti_torch_library_init_impl(space, key, __FILE__, __LINE__, &library_),
           "library_init_impl");
   }
   Implementations& add(const char* name, void (*kernel)(StableIValue*, uint64_t, uint64_t)) {

@@ -1,0 +1,27 @@
+// What a call of the operator becomes on the device.
+#pragma once
+
+#include <optional>
+
+#include "csrc/common/torch_abi.h"
+
+namespace mainboard::cuda {
+
+// One call of `attention`, checked.
+struct AttentionCall {
+  const Tensor &q, &k, &v, &out;
+  const std::optional<Tensor>& lse;
+  const Tensor& cu_queries;
+  const std::optional<Tensor>&cu_keys, &used_keys, &table;
+  int64_t most_queries;  // of a sequence
+  double scale;
+  int64_t left, right;  // -1: unbounded
+  double softcap;
+  const std::optional<Tensor>&slopes, &sinks, &k_scale, &v_scale;
+  bool deterministic;
+};
+
+// Queues the call on the current stream.
+void attend(const AttentionCall& call);
+
+}  // namespace mainboard::cuda

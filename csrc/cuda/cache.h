@@ -1,0 +1,17 @@
+// Cache writes and merges, which only move memory.
+#pragma once
+
+#include <optional>
+
+#include "csrc/common/torch_abi.h"
+
+namespace mainboard::cuda {
+
+void write_to_cache(const Tensor& key, const Tensor& value, const Tensor& key_cache,
+                    const Tensor& value_cache, const Tensor& slots,
+                    const std::optional<Tensor>& k_scale, const std::optional<Tensor>& v_scale);
+
+void merge_states(const Tensor& out, const std::optional<Tensor>& out_lse, const Tensor& a,
+                  const Tensor& a_lse, const Tensor& b, const Tensor& b_lse);
+
+}  // namespace mainboard::cuda

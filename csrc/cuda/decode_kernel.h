@@ -1,0 +1,99 @@
+// Attention over few queries for each sequence: decode, speculative decode, short chunks.
+//
+// A block of four warps walks its stretch of the keys (decode_schedule.h). Each warp copies 1 / 4
+// of a unit's keys; `row_tiles` warps share theirs and take 16 rows each, and the 4 / row_tiles
+// groups of them take different keys, joined at the end of the tile (decode_finish.h).
+#pragma once
+
+#include "csrc/cuda/decode_finish.h"
+
+namespace mainboard::cuda {
+
+// The warps that share their keys wait for each other.
+template <class S>
+__device__ void group_barrier(int warp) {
+  if constexpr (S::row_tiles == 1) {
+    __syncwarp();
+  } else {
+    named_barrier(1 + warp / S::row_tiles, 32 * S::row_tiles);
+  }
+}
+
+// Attends to all keys of a group's stage: its warps' parts, two blocks of keys at a time if it can.
+template <class S>
+__device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_of_group, int key,
+                                int lane) {
+  // Two give the matrix unit more to do at once, where the registers allow.
+  constexpr int total = S::blocks * S::row_tiles, together = total == 1 || S::dim > 128 ? 1 : 2;
+  const uint32_t k_lane = (lane / 16 * 8 + lane % 8) * S::pitch + lane / 8 % 2 * 16;
+  const uint32_t v_lane = S::tensor_bytes + lane % 16 * S::pitch + lane / 16 * 16;
+#pragma unroll
+  for (int first = 0; first < total; first += together) {
+    uint32_t k[together], v[together];
+#pragma unroll
+    for (int i = 0; i < together; ++i) {
+      const int warp = (first + i) / S::blocks, block = (first + i) % S::blocks;
+      const uint32_t at =
+          stage_of_group + warp * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
+      k[i] = at + k_lane;
+      v[i] = at + v_lane;
+    }
+    tile.template attend<together>(a, k, v, key + first * kBlockKeys, lane);
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
+    decode(const __grid_constant__ Decode a) {
+  extern __shared__ __align__(128) char ring[];
+  __shared__ Shared<S> shared;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
+  const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
+  wait_for_previous_grid();
+  let_next_grid_start();
+
+  Walker<S::rows, S::unit_keys> walk(a, lane);
+  if (walk.done()) return;
+  constexpr int kRing = S::stages * S::stage_bytes;
+  const uint32_t ring_address = shared_address(ring);
+  Loader<S> loader(a, walk, ring_address + warp * kRing, warp, lane);
+#pragma unroll
+  for (int i = 0; i < S::stages - 1; ++i) loader.load(i);
+
+  Tile<S> tile;
+  Segment segment = walk.segment();
+  tile.enter(a, segment, warp - group, lane);
+  int stage = 0;
+  while (true) {
+    tile.clear();
+    int last = stage;
+    for (int unit = segment.unit; unit < segment.unit_end; ++unit) {
+      wait_for_copies<S::stages - 2>();
+      group_barrier<S>(warp);
+      loader.load(stage == 0 ? S::stages - 1 : stage - 1);
+      const int block = segment.sequence.first_block + unit * (kWarps * S::blocks);
+      attend_to_stage(a, tile, ring_address + group * kRing + stage * S::stage_bytes,
+                      (block + group * S::blocks) * kBlockKeys, lane);
+      last = stage;
+      stage = stage + 1 == S::stages ? 0 : stage + 1;
+    }
+    const Segment ended = segment;
+    walk.advance();
+    const bool more = !walk.done();
+    Finish<S> finish(a, shared, ring + last * S::stage_bytes, thread);
+    if constexpr (S::row_tiles > 1) group_barrier<S>(warp);
+    finish.keep(tile);
+    if (more) {  // the queries come while the results are joined
+      segment = walk.segment();
+      tile.enter(a, segment, warp - group, lane);
+    }
+    __syncthreads();
+    finish.join_warps(ended);
+    if (ended.pieces > 1) finish.join_pieces(ended);
+    if (!more) break;
+    __syncthreads();
+  }
+}
+
+}  // namespace mainboard::cuda

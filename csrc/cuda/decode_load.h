@@ -1,0 +1,148 @@
+// The keys and values on their way in: every warp keeps a ring of stages full by asynchronous
+// copies, and runs ahead of its arithmetic across the ends of tiles, so that memory never idles.
+#pragma once
+
+#include "csrc/cuda/decode_schedule.h"
+#include "csrc/cuda/ptx.h"
+#include "csrc/cuda/scalar.h"
+
+namespace mainboard::cuda {
+
+// Sizes that follow from the types, the head dimension and the row tiles of a block.
+template <class T_, class KV_, int dim_, int row_tiles_>
+struct Shape {
+  using T = T_;    // queries and output
+  using KV = KV_;  // cache
+  static constexpr int dim = dim_, row_tiles = row_tiles_;
+  static constexpr bool fp8 = is_fp8_type<KV>;
+  using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
+
+  static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
+  static constexpr int row_bytes = dim * static_cast<int>(sizeof(KV));
+  static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks
+  static constexpr int blocks = fp8 || dim == 64 ? 2 : 1;  // of keys, in one warp's stage
+  static constexpr int warp_keys = blocks * kBlockKeys;
+  static constexpr int unit_keys = kWarps * warp_keys;
+  // A warp's partial result is kept where its last keys and values were.
+  static constexpr int sums_pitch = dim + 8;
+  static constexpr int tensor_bytes = warp_keys * pitch;
+  static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
+  static constexpr int stage_bytes = 2 * tensor_bytes > sums_bytes ? 2 * tensor_bytes : sums_bytes;
+  static constexpr int blocks_per_multiprocessor = dim <= 128 ? 2 : 1;
+  static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024;
+  static constexpr int most_stages = memory / (kWarps * stage_bytes);
+  static constexpr int stages = most_stages < 6 ? most_stages : 6;
+  static_assert(stages >= 2);
+  // An odd number of 16-column steps reads 16 bytes past the last row.
+  static constexpr int shared_bytes = kWarps * stages * stage_bytes + 16;
+};
+
+// One warp's copies. Warp w loads the blocks of keys w * blocks .. of each unit.
+template <class S>
+class Loader {
+ public:
+  using Walk = Walker<S::rows, S::unit_keys>;
+
+  __device__ Loader(const Decode& a, const Walk& walk, uint32_t ring, int warp, int lane)
+      : a_(a), walk_(walk), ring_(ring), warp_(warp), lane_(lane) {
+    if (!walk_.done()) enter();
+  }
+
+  // Starts the copies of the next unit into a stage; nothing once the block's stretch is loaded.
+  __device__ void load(int stage) {
+    if (!walk_.done()) {
+      copy(stage);
+      if (++unit_ == unit_end_) {
+        walk_.advance();
+        if (!walk_.done()) enter();
+      } else if (unit_ == looked_up_ + kAhead) {
+        look_up();
+      }
+    }
+    commit_copies();
+  }
+
+ private:
+  static constexpr int kAhead = 32 / S::blocks;  // units whose pages a warp holds, one a lane
+  static constexpr int kChunks = S::row_bytes / 16;
+  static constexpr int kAll = kBlockKeys * kChunks;  // copies for a block of keys or values
+  static constexpr int kCopies = (kAll + 31) / 32;   // of a lane
+
+  __device__ void enter() {
+    const Segment s = walk_.segment();
+    unit_ = s.unit;
+    unit_end_ = s.unit_end;
+    keys_ = s.sequence.keys;
+    block_ = s.sequence.first_block + warp_ * S::blocks;
+    const int64_t begin = a_.table ? 0 : a_.cu_keys[s.index];
+    k_ = a_.k.data + s.head * a_.k.head + begin * a_.k.token;
+    v_ = a_.v.data + s.head * a_.v.head + begin * a_.v.token;
+    table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
+    look_up();
+  }
+
+  __device__ int block_of(int unit, int n) const {
+    return block_ + unit * (kWarps * S::blocks) + n;
+  }
+
+  // Reads the table for the next `kAhead` units.
+  __device__ void look_up() {
+    looked_up_ = unit_;
+    const int block = block_of(unit_ + lane_ / S::blocks, lane_ % S::blocks);
+    const bool used = block * kBlockKeys < keys_ && unit_ + lane_ / S::blocks < unit_end_;
+    page_ = 0;
+    if (used) {
+      const int page = a_.page_blocks.divide(block);
+      page_ = table_ ? table_[page] : page;
+    }
+  }
+
+  __device__ void copy(int stage) {
+    const uint32_t to = ring_ + stage * S::stage_bytes;
+#pragma unroll
+    for (int n = 0; n < S::blocks; ++n) {
+      const int block = block_of(unit_, n);
+      const int64_t page = __shfl_sync(0xffffffffu, page_, (unit_ - looked_up_) * S::blocks + n);
+      const int slot = block - a_.page_blocks.divide(block) * a_.page_blocks.value;
+      const int64_t token = slot * kBlockKeys;
+      const int here = keys_ - block * kBlockKeys;  // keys of the block that are in use
+      const uint32_t k_to = to + n * kBlockKeys * S::pitch;
+      copy_rows(k_to, k_ + page * a_.k.page + token * a_.k.token, a_.k.token, here);
+      copy_rows(k_to + S::tensor_bytes, v_ + page * a_.v.page + token * a_.v.token, a_.v.token,
+                here);
+    }
+  }
+
+  __device__ void copy_rows(uint32_t to, const char* from, int stride, int rows) {
+    if (rows >= kBlockKeys) {
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int row = (i * 32 + lane_) / kChunks, chunk = (i * 32 + lane_) % kChunks;
+        if (kAll % 32 != 0 && row >= kBlockKeys) break;
+        copy_async(to + row * S::pitch + chunk * 16, from + int64_t{stride} * row + chunk * 16);
+      }
+    } else {
+      // Zeros, not what is there: a weight of zero times NaN is NaN.
+#pragma unroll 1
+      for (int i = 0; i < kCopies; ++i) {
+        const int row = (i * 32 + lane_) / kChunks, chunk = (i * 32 + lane_) % kChunks;
+        if (row >= kBlockKeys) break;
+        const bool used = row < rows;
+        copy_async_or_zero(to + row * S::pitch + chunk * 16,
+                           used ? from + int64_t{stride} * row + chunk * 16 : a_.k.data,
+                           used ? 16 : 0);
+      }
+    }
+  }
+
+  const Decode& a_;
+  Walk walk_;
+  const uint32_t ring_;  // of this warp
+  const int warp_, lane_;
+  const char *k_, *v_;
+  const int* table_;
+  int unit_, unit_end_, keys_, block_;
+  int looked_up_, page_;
+};
+
+}  // namespace mainboard::cuda

@@ -1,0 +1,293 @@
+// One warp's arithmetic: 16 rows of queries against blocks of 16 keys, softmax as it goes.
+//
+// In the matrix unit's layout lane i holds rows i / 4 and i / 4 + 8, and of every 8 columns the two
+// at 2 * (i % 4). Scores are in units of log2, so that a weight is one exp2.
+#pragma once
+
+#include "csrc/cuda/decode_load.h"
+
+namespace mainboard::cuda {
+
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// The two rows of a lane: which keys they see, and their ALiBi slope in log2 units.
+struct RowPair {
+  int position[2], first[2], end[2];
+  float slope[2];
+  int all_from, all_to;  // keys that every row of the warp sees
+};
+
+// A row of a tile as a token and a query head.
+struct RowPlace {
+  int token, head;
+  bool used;
+
+  __device__ RowPlace(const Decode& a, const Segment& s, int row) {
+    const int query = a.group.divide(row), group = static_cast<int>(a.group.value);
+    used = row < s.sequence.queries * group;
+    token = s.sequence.first_query + query;
+    head = s.head * group + row - query * group;
+  }
+};
+
+template <class S>
+class Tile {
+ public:
+  using T = typename S::T;
+  using KV = typename S::KV;
+  using Matrix = typename S::Matrix;
+  static constexpr int kSteps = S::dim / 16;
+
+  // Starts on a segment: reads the queries and what the rows may see.
+  __device__ void enter(const Decode& a, const Segment& s, int row_tile, int lane) {
+    const int first = s.row + row_tile * kTileRows;
+    read_queries(a, s, first, lane);
+    read_rows(a, s, first, lane);
+    scale_ = a.scale_log2 * (a.k_scale ? a.k_scale[s.head * a.k_scale_stride] : 1.0f);
+  }
+
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      maximum[i] = -INFINITY;
+      total[i] = 0.0f;
+    }
+#pragma unroll
+    for (auto& column : sums) {
+#pragma unroll
+      for (float& x : column) x = 0.0f;
+    }
+  }
+
+  // Attends to `n` blocks of keys: block i begins with key `key + 16 * i` and is at `k[i]`, its
+  // values `tensor_bytes` behind. The address is the lane's own for `load_matrices`.
+  template <int n>
+  __device__ void attend(const Decode& a, const uint32_t (&k)[n], const uint32_t (&v)[n], int key,
+                         int lane) {
+    float s[n][2][4];
+    multiply_keys<n>(s, k);
+    scale_and_mask<n>(a, s, key, lane);
+    uint32_t weights[n][4];
+    weigh<n>(s, weights);
+    add_values<n>(weights, v);
+  }
+
+  float maximum[2], total[2];  // of each row; the total is of this lane's columns only
+  float sums[S::dim / 8][4];
+
+ private:
+  __device__ void read_queries(const Decode& a, const Segment& s, int first, int lane) {
+    const T* q = static_cast<const T*>(a.q);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const RowPlace place(a, s, first + lane / 4 + 8 * i);
+      const T* row = q + place.token * a.q_token + place.head * a.q_head;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        // With fp8 keys a lane's columns of a step are four in a row, for the queries too.
+        const int column = step * 16 + lane % 4 * (S::fp8 ? 4 : 2), next = S::fp8 ? 2 : 8;
+        uint32_t low = 0, high = 0;
+        if (place.used) {
+          low = *reinterpret_cast<const uint32_t*>(row + column);
+          high = *reinterpret_cast<const uint32_t*>(row + column + next);
+        }
+        queries_[step][i] = S::fp8 ? halves_of<T>(low) : low;
+        queries_[step][2 + i] = S::fp8 ? halves_of<T>(high) : high;
+      }
+    }
+  }
+
+  __device__ void read_rows(const Decode& a, const Segment& s, int first, int lane) {
+    const int last = s.sequence.queries * static_cast<int>(a.group.value) - 1;
+    const int before = s.sequence.keys - s.sequence.queries;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = first + lane / 4 + 8 * i;
+      const RowPlace place(a, s, row);
+      const int position = a.group.divide(row) + before;
+      rows_.position[i] = position;
+      rows_.first[i] = position - a.left;
+      rows_.end[i] = min(s.sequence.keys, position + a.right + 1);
+      rows_.slope[i] = a.alibi_slopes && place.used ? -a.alibi_slopes[place.head] * kLog2E : 0.0f;
+    }
+    const int top = a.group.divide(first), bottom = a.group.divide(min(first + 15, last));
+    rows_.all_from = before + bottom - a.left;
+    rows_.all_to = min(s.sequence.keys, before + top + a.right + 1);
+  }
+
+  template <int n>
+  __device__ void multiply_keys(float (&s)[n][2][4], const uint32_t (&k)[n]) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] = 0.0f;
+    }
+    if constexpr (S::fp8) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step += 2) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          uint32_t m[4];
+          load_matrices(m, k[i] + step * 16);
+          multiply_fp8(s[i], m[0], m[2], step);
+          if (step + 1 < kSteps) multiply_fp8(s[i], m[1], m[3], step + 1);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          uint32_t m[4];
+          load_matrices(m, k[i] + step * 32);
+          multiply_add<Matrix>(s[i][0], queries_[step], m[0], m[1]);
+          multiply_add<Matrix>(s[i][1], queries_[step], m[2], m[3]);
+        }
+      }
+    }
+  }
+
+  // 16 columns of fp8 keys 0 to 7 and 8 to 15.
+  __device__ void multiply_fp8(float (&s)[2][4], uint32_t low, uint32_t high, int step) {
+    multiply_add<Matrix>(s[0], queries_[step], halves_of_fp8<KV>(low),
+                         halves_of_fp8<KV>(low >> 16));
+    multiply_add<Matrix>(s[1], queries_[step], halves_of_fp8<KV>(high),
+                         halves_of_fp8<KV>(high >> 16));
+  }
+
+  template <int n>
+  __device__ void scale_and_mask(const Decode& a, float (&s)[n][2][4], int key, int lane) {
+    const bool plain = a.softcap == 0.0f && a.alibi_slopes == nullptr;
+    const bool seen = key >= rows_.all_from && key + n * kBlockKeys <= rows_.all_to;
+    if (plain && seen) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] *= scale_;
+      }
+      return;
+    }
+    const float cap = a.softcap, cap_log2 = a.softcap * kLog2E;
+    // tanh(x) = 1 - 2 / (exp(2 x) + 1), here of x = score / cap; scale_ has a log2(e) too many.
+    const float inside = cap > 0.0f ? 2.0f * scale_ / cap : 0.0f;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float& x = s[i][j / 4][j % 4];
+        const int r = j % 4 / 2;
+        const int at = key + i * kBlockKeys + j / 4 * 8 + lane % 4 * 2 + j % 2;
+        if (cap > 0.0f) {
+          x = cap_log2 * (1.0f - 2.0f * reciprocal_approx(exp2_approx(x * inside) + 1.0f));
+        } else {
+          x *= scale_;
+        }
+        x += rows_.slope[r] * static_cast<float>(abs(rows_.position[r] - at));
+        if (at < rows_.first[r] || at >= rows_.end[r]) x = -INFINITY;
+      }
+    }
+  }
+
+  // Scores to weights relative to the rows' maxima so far, as operands of the matrix unit.
+  template <int n>
+  __device__ void weigh(float (&s)[n][2][4], uint32_t (&weights)[n][4]) {
+    float base[2];
+    bool grew = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = s[0][0][2 * r];
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) most = fmaxf(most, fmaxf(s[i][j][2 * r], s[i][j][2 * r + 1]));
+      }
+      most = fmaxf(maximum[r], quad_max(most));
+      grew |= most > maximum[r];
+      base[r] = most;
+    }
+    if (__any_sync(0xffffffffu, grew)) rescale(base);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) base[r] = base[r] == -INFINITY ? 0.0f : base[r];
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float low = exp2_approx(s[i][j][2 * r] - base[r]);
+          const float high = exp2_approx(s[i][j][2 * r + 1] - base[r]);
+          total[r] += low + high;
+          weights[i][2 * j + r] = pack<Matrix>(low, high);
+        }
+      }
+    }
+  }
+
+  // Most blocks bring no row a new maximum, and this is skipped.
+  __device__ void rescale(const float (&most)[2]) {
+    float factor[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      factor[r] = maximum[r] == -INFINITY ? 0.0f : exp2_approx(maximum[r] - most[r]);
+      maximum[r] = most[r];
+      total[r] *= factor[r];
+    }
+#pragma unroll
+    for (auto& column : sums) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) column[j] *= factor[j / 2];
+    }
+  }
+
+  template <int n>
+  __device__ void add_values(const uint32_t (&weights)[n][4], const uint32_t (&v)[n]) {
+    if constexpr (S::fp8) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step += 2) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          uint32_t m[4];
+          load_matrices_transposed(m, v[i] + step * 16);
+          add_fp8(weights[i], m[0], m[1], step);
+          if (step + 1 < kSteps) add_fp8(weights[i], m[2], m[3], step + 1);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          uint32_t m[4];
+          load_matrices_transposed(m, v[i] + step * 32);
+          multiply_add<Matrix>(sums[2 * step], weights[i], m[0], m[1]);
+          multiply_add<Matrix>(sums[2 * step + 1], weights[i], m[2], m[3]);
+        }
+      }
+    }
+  }
+
+  // 16 columns of fp8 values of keys 0 to 7 and 8 to 15. A register has two columns of two keys:
+  // the even columns make one product, the odd ones another.
+  __device__ void add_fp8(const uint32_t (&weights)[4], uint32_t low, uint32_t high, int step) {
+    low = __byte_perm(low, 0, 0x3120);
+    high = __byte_perm(high, 0, 0x3120);
+    multiply_add<Matrix>(sums[2 * step], weights, halves_of_fp8<KV>(low), halves_of_fp8<KV>(high));
+    multiply_add<Matrix>(sums[2 * step + 1], weights, halves_of_fp8<KV>(low >> 16),
+                         halves_of_fp8<KV>(high >> 16));
+  }
+
+  uint32_t queries_[kSteps][4];
+  RowPair rows_;
+  float scale_;
+};
+
+}  // namespace mainboard::cuda

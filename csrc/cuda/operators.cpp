@@ -1,0 +1,63 @@
+// The operators of torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
+//
+// Lengths, slots and tables stay on the device and are trusted; everything that the host can see
+// is checked.
+#include "csrc/common/arguments.h"
+#include "csrc/common/torch_abi.h"
+#include "csrc/cuda/attention.h"
+#include "csrc/cuda/cache.h"
+
+namespace mainboard::cuda {
+namespace {
+
+void attention(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor q = in.tensor(), k = in.tensor(), v = in.tensor(), out = in.tensor();
+  const auto lse = in.optional_tensor();
+  const Tensor cu_queries = in.tensor();
+  const auto cu_keys = in.optional_tensor(), used_keys = in.optional_tensor();
+  const auto table = in.optional_tensor();
+  const int64_t most_queries = in.integer();
+  in.integer();  // max_seqlen_k: the device knows the lengths
+  const double scale = in.real();
+  const bool causal = in.boolean();
+  const int64_t left = in.integer(), right = in.integer();
+  const double softcap = in.real();
+  const auto slopes = in.optional_tensor(), sinks = in.optional_tensor();
+  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
+  const bool deterministic = in.boolean();
+  check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
+  check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
+                          k_scale, v_scale);
+  attend({q, k, v, out, lse, cu_queries, cu_keys, used_keys, table, most_queries, scale, left,
+          causal ? 0 : right, softcap, slopes, sinks, k_scale, v_scale, deterministic});
+}
+
+void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor key = in.tensor(), value = in.tensor();
+  const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
+  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
+  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
+  write_to_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
+}
+
+void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor out = in.tensor();
+  const auto out_lse = in.optional_tensor();
+  const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
+  check_merge(out, out_lse, a, a_lse, b, b_lse);
+  merge_states(out, out_lse, a, a_lse, b, b_lse);
+}
+
+const Implementations registered = [] {
+  Implementations library("CUDA", "mainboard_cuda");
+  library.add("attention", attention)
+      .add("reshape_and_cache", reshape_and_cache)
+      .add("merge_attention_states", merge_attention_states);
+  return library;
+}();
+
+}  // namespace
+}  // namespace mainboard::cuda

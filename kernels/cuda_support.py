@@ -1,0 +1,47 @@
+"""What the compiled CUDA library serves: the predicate that `mainboard.kernels.support` asks.
+
+Importing it declares the library's operators, `torch.ops.mainboard_cuda.*`, with the schemas of
+`torch.ops.mainboard`.
+"""
+
+import torch
+
+from mainboard.kernels.schema import SCHEMAS
+from mainboard.kernels.support import Request
+from mainboard.kernels.validate import FP8_DTYPES
+
+__all__ = ["OPERATORS", "refuses"]
+
+OPERATORS = ("attention", "reshape_and_cache", "merge_attention_states")
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+QUERY_DTYPES = (torch.bfloat16, torch.float16)
+MOST_ROWS = 64  # queries x heads of a group that one key head serves at once
+
+# Kept alive: a Library that is collected takes its operators with it.
+_LIBRARY = torch.library.Library("mainboard_cuda", "DEF")
+for _name in OPERATORS:
+    _LIBRARY.define(_name + SCHEMAS[_name])
+
+
+def _refuses_attention(request: Request) -> list[str]:
+    reasons = []
+    if request.dtype not in QUERY_DTYPES:
+        reasons.append("only bfloat16 and float16 queries are compiled")
+    if request.head_dim not in HEAD_DIMS:
+        dims = ", ".join(map(str, HEAD_DIMS))
+        reasons.append(f"head dimension {request.head_dim} is not one of {dims}")
+    if request.value_dim not in (None, request.head_dim):
+        reasons.append(f"values of {request.value_dim} under keys of {request.head_dim}")
+    if request.page_size is None and request.cache_dtype in FP8_DTYPES:
+        reasons.append("fp8 keys are read from pages only")
+    rows = request.queries * request.heads // request.kv_heads
+    if rows > MOST_ROWS:
+        reasons.append(f"{rows} rows (queries x heads of a group), more than {MOST_ROWS}")
+    return reasons
+
+
+def refuses(request: Request) -> list[str]:
+    """What speaks against the compiled CUDA kernels; nothing where they serve the request."""
+    if request.operator not in OPERATORS:
+        return [f"has no {request.operator}"]
+    return _refuses_attention(request) if request.operator == "attention" else []
