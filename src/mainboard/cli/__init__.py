@@ -24,9 +24,10 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "plugins": "list the installed plugins and how each of them loads",
         "kernels": "list which operators run here, on what, with which features",
         "verify": "run the conformance checks on a platform",
+        "new-platform": "write a complete project for a platform of one's own",
     }
 )
-"""Every command and what it does; each is the module of that name in this package."""
+"""Every command and what it does; each is the module of that name, with _ for -, in this package."""
 
 # What a shell reports for a program that ended with SIGINT or SIGPIPE.
 _INTERRUPTED = 130
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all is well, 1 when the command found something wrong, 2 for a wrong argument.
     """
     options = _parser().parse_args(argv)
-    command = import_module(f"mainboard.cli.{options.command}")
+    command = _module(options.command)
     try:
         return _run(command, options)
     except BrokenPipeError:
@@ -83,5 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        import_module(f"mainboard.cli.{name}").add_arguments(command)
+        _module(name).add_arguments(command)
     return parser
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f"mainboard.cli.{command.replace('-', '_')}")
