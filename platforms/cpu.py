@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.cpu_features import read_processor
 from mainboard.platforms.interface import Platform
@@ -38,12 +40,7 @@ class CpuPlatform(Platform):
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What this processor can do; 16-bit floats work on all, and are native to some."""
-        facts = _facts()
-        return Capabilities(
-            native_dtypes=facts.native_dtypes,
-            isa_features=facts.processor.features,
-            integrated_memory=True,
-        )
+        return _capabilities()
 
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
@@ -109,6 +106,11 @@ class CpuPlatform(Platform):
         return 0
 
     @classmethod
+    def device_count(cls) -> int:
+        """Always 1."""
+        return 1
+
+    @classmethod
     def set_device(cls, device: torch.device) -> None:
         """Nothing to choose."""
 
@@ -137,6 +139,11 @@ class CpuPlatform(Platform):
         return resident
 
     @classmethod
+    def get_device_memory_info(cls, device_id: int = 0) -> MemoryInfo:
+        """Bytes that this process can still have now, and in all."""
+        return _facts().memory()
+
+    @classmethod
     def memory_stats(cls, device: Device = None) -> dict[str, Any]:
         """What the system counts, in bytes."""
         memory = cls.mem_get_info()
@@ -157,6 +164,17 @@ class CpuPlatform(Platform):
         return {**super().describe(), "cpu": _facts().to_dict()}
 
 
+@cache
+def _capabilities() -> Capabilities:
+    facts = _facts()
+    return Capabilities(
+        native_dtypes=facts.native_dtypes,
+        isa_features=facts.processor.features,
+        integrated_memory=True,
+    )
+
+
+@cache
 def _facts() -> CpuFacts:
     """Every fact about the processor, read when the first is asked for."""
     from mainboard.platforms.cpu_facts import cpu_facts

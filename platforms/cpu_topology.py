@@ -28,13 +28,17 @@ class Topology(NamedTuple):
         online: every processor, hardware threads counted singly.
         allowed: those that this process may run on.
         physical_cores: the cores behind `allowed`.
+        fast_cores: those among them that are not of a slower kind (big.LITTLE, Intel's hybrids).
         nodes: the NUMA nodes that have processors or memory.
+        memory_nodes: the nodes on which this process may have memory.
     """
 
     online: tuple[int, ...]
     allowed: tuple[int, ...]
     physical_cores: int
+    fast_cores: int
     nodes: tuple[NumaNode, ...]
+    memory_nodes: tuple[int, ...]
 
     @property
     def threads_per_core(self) -> int:
@@ -47,7 +51,17 @@ def read_topology(machine: Machine) -> Topology:
     online = parse_id_list(machine.text("sys/devices/system/cpu/online")) or _listed(machine)
     affinity = parse_id_list(_status_field(machine, "Cpus_allowed_list"))
     allowed = tuple(cpu for cpu in online if cpu in set(affinity)) or online
-    return Topology(online, allowed, _physical_cores(machine, allowed), _nodes(machine, online))
+    nodes = _nodes(machine, online)
+    mems = set(parse_id_list(_status_field(machine, "Mems_allowed_list")))
+    memory_nodes = tuple(node.id for node in nodes if node.id in mems)
+    return Topology(
+        online,
+        allowed,
+        _physical_cores(machine, allowed),
+        _physical_cores(machine, _fast(machine, allowed)),
+        nodes,
+        memory_nodes or tuple(node.id for node in nodes),
+    )
 
 
 def read_memory_field(machine: Machine, name: str, file: str = "proc/meminfo") -> int | None:
@@ -90,6 +104,26 @@ def _physical_cores(machine: Machine, cpus: Iterable[int]) -> int:
         )
         cores += 1
     return cores
+
+
+def _fast(machine: Machine, cpus: tuple[int, ...]) -> tuple[int, ...]:
+    """The processors that are not of a slower kind; all of them where the kernel names no kinds.
+
+    ARM's kernels give each processor a capacity, of which the fastest has 1024, and x86's list the
+    kinds of hybrid processors. Work that is cut into equal parts waits for the slowest core, so
+    one that does less than half of the fastest's work holds all others up.
+    """
+    slow = {
+        cpu
+        for kind in ("cpu_atom", "cpu_lowpower")
+        for cpu in parse_id_list(machine.text(f"sys/devices/{kind}/cpus"))
+    }
+    folder = "sys/devices/system/cpu"
+    capacities = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus[:1]}
+    if any(capacities.values()):
+        capacities = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus}
+        slow |= {cpu for cpu, of in capacities.items() if 2 * of < max(capacities.values())}
+    return tuple(cpu for cpu in cpus if cpu not in slow) or cpus
 
 
 def _nodes(machine: Machine, online: tuple[int, ...]) -> tuple[NumaNode, ...]:

@@ -165,19 +165,19 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
     @classmethod
     def has_device_capability(cls, capability: tuple[int, int] | int, device_id: int = 0) -> bool:
         """Whether the device's generation is `capability` or later."""
-        current = cls.get_device_capability(device_id=device_id)
+        current = cls.get_device_capability(device_id)
         return current is not None and tuple(current) >= _as_pair(capability)
 
     @classmethod
     def is_device_capability(cls, capability: tuple[int, int] | int, device_id: int = 0) -> bool:
         """Whether the device's generation is exactly `capability`."""
-        current = cls.get_device_capability(device_id=device_id)
+        current = cls.get_device_capability(device_id)
         return current is not None and tuple(current) == _as_pair(capability)
 
     @classmethod
     def is_device_capability_family(cls, capability: int, device_id: int = 0) -> bool:
         """Whether the device's major generation is that of `capability`, such as 90."""
-        current = cls.get_device_capability(device_id=device_id)
+        current = cls.get_device_capability(device_id)
         return current is not None and current.major == capability // 10
 
     @classmethod

@@ -137,10 +137,13 @@ class ListedDevices(Platform):
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What a device of this generation can do."""
-        found: Capabilities = cls._remembered(
-            "capabilities", device_id, lambda: cls._capabilities(device_id)
-        )
-        return found
+        here = cls._machine()
+        key = (cls, cls._state(here), device_ids.assignment(), "capabilities", device_id)
+        try:
+            known: Capabilities = here.answers[key]
+        except KeyError:
+            known = here.answers[key] = cls._capabilities(device_id)
+        return known
 
     @classmethod
     def _capabilities(cls, device_id: int) -> Capabilities:
@@ -163,6 +166,11 @@ class ListedDevices(Platform):
         """The bytes of memory that a device, or its slice, has; the host's where it shares them."""
         memory: int | None = cls._device(device_id).memory
         return memory if memory is not None else cls._host_memory().total
+
+    @classmethod
+    def is_pin_memory_available(cls) -> bool:
+        """Whether page-locked host memory can be had: yes outside WSL."""
+        return not cls._machine().in_wsl
 
     @classmethod
     def _host_memory(cls) -> MemoryInfo:

@@ -144,7 +144,7 @@ class Machine:
     def tile_permission(self) -> int | None:
         """The extended states that the kernel grants on request (AMX), as a bit for each.
 
-        None where the kernel cannot be asked: not Linux on x86, or a kernel before 5.16.
+        None where there is nobody to ask, as on other systems and processors.
         """
         here = (self.root, self.system, self.architecture) == ("/", "linux", "x86_64")
         return _supported_states() if here else None
@@ -223,14 +223,15 @@ def _own_architecture() -> str:
 
 
 def _supported_states() -> int | None:
+    """What Linux answers on x86."""
     try:
         import ctypes
 
         supported = ctypes.c_uint64(0)
         ask_for_supported, arch_prctl = 0x1021, 158
         libc = ctypes.CDLL(None)
-        if libc.syscall(arch_prctl, ask_for_supported, ctypes.byref(supported)) == 0:
-            return supported.value
+        # Kernels before 5.16, and some sandboxes, refuse the question: they grant nothing either.
+        refused = libc.syscall(arch_prctl, ask_for_supported, ctypes.byref(supported)) != 0
     except (ImportError, OSError, AttributeError):  # no ctypes, no libc, no such function
         return None
-    return None
+    return 0 if refused else supported.value
