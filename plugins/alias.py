@@ -1,69 +1,27 @@
 """Answer `import vllm...` for plugins when vLLM itself is not installed.
 
-The finder stands at the end of `sys.meta_path`, so a real vLLM is always found first.
+The finder stands at the end of `sys.meta_path`, so a real vLLM is always found first. The table of
+names and the modules made from it are imported when the first `vllm` name is.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
-from types import ModuleType
 
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.plugins import alias_table
-from mainboard.plugins.alias_table import ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from types import ModuleType
     from typing import Any
 
-__all__ = ["AliasModule", "install", "is_real_vllm_loaded"]
+__all__ = ["install", "is_real_vllm_loaded"]
 
 _ROOT = "vllm"
-
-
-class AliasModule(ModuleType):
-    """A `vllm` module whose reads, writes and deletions go where the table says."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Read a name that the import system did not put here itself."""
-        alias = ALIASES[self.__name__]
-        if name in alias.names:
-            return _resolve(alias.names[name])
-        if alias.target is not None and not _is_dunder(name):
-            try:
-                return getattr(import_module(alias.target), name)
-            except AttributeError as error:
-                raise AttributeError(_explain(f"{self.__name__}.{name}")) from error
-        raise AttributeError(_explain(f"{self.__name__}.{name}"))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Write to the module behind; submodules and import attributes stay here."""
-        alias = ALIASES[self.__name__]
-        if name in alias.writes:
-            _resolve(alias.writes[name])(value)
-        elif alias.target is None or _is_dunder(name) or isinstance(value, AliasModule):
-            super().__setattr__(name, value)
-        else:
-            setattr(import_module(alias.target), name, value)
-
-    def __delattr__(self, name: str) -> None:
-        """Delete what `__setattr__` wrote."""
-        alias = ALIASES[self.__name__]
-        if name in alias.writes:
-            _resolve(alias.writes[name])(None)
-        elif alias.target is None or name in vars(self):
-            super().__delattr__(name)
-        else:
-            delattr(import_module(alias.target), name)
-
-    def __dir__(self) -> list[str]:
-        """The names of the module behind and of this one."""
-        alias = ALIASES[self.__name__]
-        behind = dir(import_module(alias.target)) if alias.target else []
-        return sorted({*super().__dir__(), *alias.names, *behind})
+# The second is what it is called where nobody has imported `importlib`.
+_BOOTSTRAP = ("importlib._bootstrap", "_frozen_importlib")
 
 
 class _Finder:
@@ -72,25 +30,24 @@ class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of an alias; an error for a `vllm` name that is not in the table."""
+        """The specification of an alias; an error when a name outside the table is imported."""
         root, dot, _ = fullname.partition(".")
-        if root != _ROOT or (dot and not isinstance(sys.modules.get(_ROOT), AliasModule)):
+        if root != _ROOT or (dot and not _is_ours(sys.modules.get(_ROOT))):
             return None
-        if fullname not in ALIASES:
-            # Without a name in the error: `from vllm import x` passes over one that names `x` and
-            # says only "cannot import name".
-            raise ModuleNotFoundError(_explain(fullname), path=alias_table.__file__)
-        from importlib.machinery import ModuleSpec
+        from mainboard.plugins import alias_modules
 
-        # Not a subclass of `importlib.abc.Loader`, whose module would be imported for it.
-        loader: Any = self
-        return ModuleSpec(fullname, loader, origin=alias_table.__file__, is_package=True)
+        if _is_import(sys._getframe(1)):
+            return alias_modules.make_spec(fullname, self)
+        # `importlib.util.find_spec` asks whether there is such a module, which is no error.
+        return (
+            alias_modules.make_spec(fullname, self) if fullname in alias_modules.ALIASES else None
+        )
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """An alias with nothing in it yet."""
-        module = AliasModule(spec.name, ALIASES[spec.name].reason)
-        module.__file__ = alias_table.__file__
-        return module
+        from mainboard.plugins.alias_modules import make_module
+
+        return make_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to run: the module behind is imported when a name of it is read."""
@@ -111,21 +68,17 @@ def install() -> None:
 def is_real_vllm_loaded() -> bool:
     """Whether `vllm` is imported and is not ours."""
     module = sys.modules.get(_ROOT)
-    return module is not None and not isinstance(module, AliasModule)
+    return module is not None and not _is_ours(module)
 
 
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
+def _is_ours(module: ModuleType | None) -> bool:
+    return getattr(getattr(module, "__spec__", None), "loader", None) is _finder
 
 
-def _resolve(place: str) -> Any:
-    module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
-
-
-def _explain(name: str) -> str:
-    return (
-        f"{name} was asked for, but vLLM is not installed and Mainboard's stand-in for it does not"
-        f" have that name. Install vLLM, or add the name to {alias_table.__file__} and report it"
-        " to Mainboard."
-    )
+def _is_import(frame: Any) -> bool:
+    """Whether the import system looks for a module in order to load it."""
+    while frame is not None and frame.f_globals.get("__name__") in _BOOTSTRAP:
+        if frame.f_code.co_name == "_find_and_load_unlocked":
+            return True
+        frame = frame.f_back
+    return False

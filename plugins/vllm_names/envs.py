@@ -1,4 +1,4 @@
-"""The environment variables of vLLM that packages outside it read, evaluated when they are read."""
+"""The environment variables of vLLM, evaluated when they are read."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from mainboard.plugins.filtering import allowed_from_environment
+from mainboard.plugins.vllm_names.env_defaults import FLAGS, NUMBERS, TEXTS
 
 __all__ = ["environment_variables", "is_set", "validate_environ"]
 
@@ -17,14 +18,29 @@ def _text(name: str, default: str | None) -> str | None:
     return os.environ.get(name, default)
 
 
-def _integer(name: str, default: int | None) -> int | None:
+def _number(name: str, default: float | None) -> float | None:
     value = os.environ.get(name)
-    return default if value is None else int(value)
+    if value is None:
+        return default
+    return float(value) if isinstance(default, float) else int(value)
 
 
 def _flag(name: str, default: bool | None) -> bool | None:
     value = os.environ.get(name)
     return default if value is None else value.strip().lower() in _TRUE
+
+
+def _lower(name: str, default: str) -> str:
+    return os.environ.get(name, default).lower()
+
+
+def _upper(name: str, default: str) -> str:
+    return os.environ.get(name, default).upper()
+
+
+def _items(name: str, default: list[str] | None) -> list[str] | None:
+    value = os.environ.get(name)
+    return default if value is None else [item for item in value.split(",") if item]
 
 
 def _folder(name: str, variable: str, *default: str) -> str:
@@ -33,67 +49,41 @@ def _folder(name: str, variable: str, *default: str) -> str:
     return os.path.expanduser(os.environ.get(name) or os.path.join(base, *default[1:]))
 
 
+def _cached(name: str, folder: str) -> str:
+    """A folder below vLLM's cache."""
+    return os.path.expanduser(
+        os.environ.get(name) or os.path.join(environment_variables["VLLM_CACHE_ROOT"](), folder)
+    )
+
+
+def _temporary_folder() -> str:
+    from tempfile import gettempdir
+
+    return os.environ.get("VLLM_RPC_BASE_PATH") or gettempdir()
+
+
 def _plugins() -> list[str] | None:
     names = allowed_from_environment().names
     return None if names is None else list(names)
 
 
-_TEXTS: dict[str, str | None] = {
-    "CMAKE_BUILD_TYPE": None,
-    "CUDA_HOME": None,
-    "CUDA_VISIBLE_DEVICES": None,
-    "LD_LIBRARY_PATH": None,
-    "MAX_JOBS": None,
-    "NVCC_THREADS": None,
-    "VLLM_API_KEY": None,
-    "VLLM_CPU_OMP_THREADS_BIND": "auto",
-    "VLLM_HOST_IP": "",
-    "VLLM_LOGGING_CONFIG_PATH": None,
-    "VLLM_LOGGING_LEVEL": "INFO",
-    "VLLM_LOGGING_PREFIX": "",
-    "VLLM_NCCL_SO_PATH": None,
-    "VLLM_PP_LAYER_PARTITION": None,
-    "VLLM_RAY_PER_WORKER_GPUS": "1.0",
-    "VLLM_TARGET_DEVICE": "cuda",
-    "VLLM_USAGE_SOURCE": "production",
-    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-}
-_INTEGERS: dict[str, int | None] = {
-    "LOCAL_RANK": 0,
-    "VLLM_CONFIGURE_LOGGING": 1,
-    "VLLM_CPU_KVCACHE_SPACE": None,
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": None,
-    "VLLM_DP_MASTER_PORT": 0,
-    "VLLM_DP_RANK": 0,
-    "VLLM_DP_SIZE": 1,
-    "VLLM_ENGINE_ITERATION_TIMEOUT_S": 60,
-    "VLLM_PORT": None,
-    "VLLM_RPC_TIMEOUT": 10000,
-    "VLLM_TRACE_FUNCTION": 0,
-}
-_FLAGS: dict[str, bool | None] = {
-    "VERBOSE": False,
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": False,
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": False,
-    "VLLM_DISABLE_COMPILE_CACHE": False,
-    "VLLM_DO_NOT_TRACK": False,
-    "VLLM_ENABLE_V1_MULTIPROCESSING": True,
-    "VLLM_NO_USAGE_STATS": False,
-    "VLLM_SKIP_P2P_CHECK": False,
-    "VLLM_USE_FLASHINFER_SAMPLER": None,
-    "VLLM_USE_MODELSCOPE": False,
-    "VLLM_USE_PRECOMPILED": False,
-    "VLLM_USE_TRITON_AWQ": False,
-}
-
 # One dictionary, which plugins extend with `update`: whatever is in it is an attribute here.
 environment_variables: dict[str, Callable[[], Any]] = {
-    **{name: partial(_text, name, default) for name, default in _TEXTS.items()},
-    **{name: partial(_integer, name, default) for name, default in _INTEGERS.items()},
-    **{name: partial(_flag, name, default) for name, default in _FLAGS.items()},
+    **{name: partial(_text, name, default) for name, default in TEXTS.items()},
+    **{name: partial(_number, name, default) for name, default in NUMBERS.items()},
+    **{name: partial(_flag, name, default) for name, default in FLAGS.items()},
+    "VLLM_ASSETS_CACHE": partial(_cached, "VLLM_ASSETS_CACHE", "assets"),
+    "VLLM_ATTENTION_BACKEND": partial(_text, "VLLM_ATTENTION_BACKEND", None),
     "VLLM_CACHE_ROOT": partial(_folder, "VLLM_CACHE_ROOT", "XDG_CACHE_HOME", ".cache", "vllm"),
     "VLLM_CONFIG_ROOT": partial(_folder, "VLLM_CONFIG_ROOT", "XDG_CONFIG_HOME", ".config", "vllm"),
+    "VLLM_DISABLED_KERNELS": partial(_items, "VLLM_DISABLED_KERNELS", []),
+    "VLLM_FLASHINFER_AUTOTUNE_SKIP_OPS": partial(_items, "VLLM_FLASHINFER_AUTOTUNE_SKIP_OPS", None),
+    "VLLM_LOGGING_LEVEL": partial(_upper, "VLLM_LOGGING_LEVEL", "INFO"),
     "VLLM_PLUGINS": _plugins,
+    "VLLM_RPC_BASE_PATH": _temporary_folder,
+    "VLLM_TARGET_DEVICE": partial(_lower, "VLLM_TARGET_DEVICE", "cuda"),
+    "VLLM_USE_V1": partial(_flag, "VLLM_USE_V1", True),
+    "VLLM_XLA_CACHE_PATH": partial(_cached, "VLLM_XLA_CACHE_PATH", "xla_cache"),
 }
 
 

@@ -4,19 +4,24 @@ Imported only when a plugin asks for it, and configures the logger `vllm` alone.
 """
 
 import logging
-import logging.config
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import MethodType
 from typing import Any
 
-__all__ = ["DEFAULT_LOGGING_CONFIG", "init_logger", "logger"]
+from mainboard.plugins.vllm_names.logging_utils import NewLineFormatter
+
+__all__ = ["DEFAULT_LOGGING_CONFIG", "init_logger", "logger", "suppress_logging"]
 
 _FORMAT = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
 _DATE_FORMAT = "%m-%d %H:%M:%S"
 
 # A plain dictionary that plugins edit in place and hand to `logging.config` themselves. It writes
-# to stderr, where vLLM writes to stdout: stdout belongs to the program that loads the plugins.
+# to stderr unless VLLM_LOGGING_STREAM says otherwise; vLLM writes to stdout, which here belongs to
+# the program that loads the plugins.
 DEFAULT_LOGGING_CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -25,14 +30,19 @@ DEFAULT_LOGGING_CONFIG: dict[str, Any] = {
             "class": "mainboard.plugins.vllm_names.logging_utils.NewLineFormatter",
             "datefmt": _DATE_FORMAT,
             "format": os.environ.get("VLLM_LOGGING_PREFIX", "") + _FORMAT,
-        }
+        },
+        "vllm_color": {
+            "class": "mainboard.plugins.vllm_names.logging_utils.ColoredFormatter",
+            "datefmt": _DATE_FORMAT,
+            "format": os.environ.get("VLLM_LOGGING_PREFIX", "") + _FORMAT,
+        },
     },
     "handlers": {
         "vllm": {
             "class": "logging.StreamHandler",
             "formatter": "vllm",
             "level": os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper(),
-            "stream": "ext://sys.stderr",
+            "stream": os.environ.get("VLLM_LOGGING_STREAM", "ext://sys.stderr"),
         }
     },
     "loggers": {"vllm": {"handlers": ["vllm"], "level": "DEBUG", "propagate": False}},
@@ -89,12 +99,33 @@ def init_logger(name: str) -> _VllmLogger:
     return result
 
 
+@contextmanager
+def suppress_logging(level: int = logging.INFO) -> Iterator[None]:
+    """A scope in which no logger at all logs this level or below."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 @cache
 def _configure() -> None:
     """Give the logger `vllm` its handler, unless the program already has, or forbids it."""
     if os.environ.get("VLLM_CONFIGURE_LOGGING", "1") == "0" or logging.getLogger("vllm").handlers:
         return
-    logging.config.dictConfig(DEFAULT_LOGGING_CONFIG)
+    # What `dictConfig` would make of the dictionary above; its module costs more than this one.
+    text, to = DEFAULT_LOGGING_CONFIG["formatters"]["vllm"], DEFAULT_LOGGING_CONFIG["handlers"]
+    stream = sys.stdout if to["vllm"]["stream"] == "ext://sys.stdout" else sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.set_name("vllm")
+    handler.setLevel(to["vllm"]["level"])
+    handler.setFormatter(NewLineFormatter(text["format"], text["datefmt"]))
+    target = logging.getLogger("vllm")
+    target.addHandler(handler)
+    target.setLevel(DEFAULT_LOGGING_CONFIG["loggers"]["vllm"]["level"])
+    target.propagate = False
 
 
 _configure()

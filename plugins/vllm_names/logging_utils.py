@@ -1,6 +1,7 @@
 """The formatters that vLLM's logging configuration names."""
 
 import logging
+from typing import Any
 
 __all__ = ["ColoredFormatter", "NewLineFormatter"]
 
@@ -12,8 +13,17 @@ _COLORS = {"DEBUG": "\033[37m", "INFO": "\033[32m", "WARNING": "\033[33m", "ERRO
 class NewLineFormatter(logging.Formatter):
     """Repeat the line's prefix before every further line of a message."""
 
+    def __init__(
+        self, fmt: Any = None, datefmt: Any = None, style: Any = "%", log_level: str = "INFO"
+    ) -> None:
+        super().__init__(fmt, datefmt, style)
+
     def format(self, record: logging.LogRecord) -> str:
         """The record as text, one prefix a line."""
+        # vLLM's own format asks for these two.
+        fields = vars(record)
+        fields.setdefault("fileinfo", record.filename if "filename" in fields else record.name)
+        fields.setdefault("vllm_process_name", record.processName)
         text = super().format(record)
         prefix, found, _ = text.partition(record.message) if record.message else ("", "", "")
         return text.replace("\n", "\n" + prefix) if found else text

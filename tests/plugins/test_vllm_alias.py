@@ -105,11 +105,11 @@ print(json.dumps(seen))
 @pytest.mark.parametrize(
     ("statement", "missing"),
     [
-        ("import vllm._C", "vllm._C"),
-        ("import vllm.v1.attention", "vllm.v1"),
+        ("import vllm.v1.core", "vllm.v1.core"),
+        ("from vllm.v1.core import sched", "vllm.v1.core"),
         ("from vllm import LLM", "vllm.LLM"),
-        ("from vllm.platforms.interface import _Backend", "vllm.platforms.interface._Backend"),
-        ("from vllm.logger import VLLM_LOGGING_LEVEL", "vllm.logger.VLLM_LOGGING_LEVEL"),
+        ("from vllm.platforms.interface import _Frontend", "vllm.platforms.interface._Frontend"),
+        ("from vllm.config import NoSuchConfig", "vllm.config.NoSuchConfig"),
         ("from vllm.model_executor.models import llama", "vllm.model_executor.models.llama"),
     ],
 )
