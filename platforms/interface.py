@@ -219,12 +219,16 @@ class Platform(DeviceOperations, DeviceIds, EngineHooks):
 
     @classmethod
     def verify_quantization(cls, quant: str) -> None:
-        """Refuse a method of quantization that is not among `supported_quantization`.
+        """Refuse a method of quantization that is neither listed nor registered by a plugin.
 
         Raises:
             ValueError: the platform lists what it supports, and not this.
         """
         if cls.supported_quantization and quant not in cls.supported_quantization:
+            from mainboard.plugins.vllm_names.quantization import is_registered
+
+            if is_registered(quant):
+                return
             raise ValueError(
                 f"quantization {quant!r} was asked for, but platform {cls.device_name!r} "
                 f"supports {', '.join(cls.supported_quantization)}"

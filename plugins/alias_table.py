@@ -263,8 +263,8 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         "vllm.v1.attention.selector": Alias(
             "what get_attn_backend_cls is asked with", f"{_BACKENDS}.selection", torch=("*",)
         ),
-        "vllm.attention": Alias("the parent of the next", moved="vllm.v1.attention"),
-        "vllm.attention.backends": Alias("the parent of the next", moved="vllm.v1.attention"),
+        "vllm.attention": Alias("the parent of those below"),
+        "vllm.attention.backends": Alias("the parent of the next"),
         "vllm.attention.backends.registry": Alias(
             "where AttentionBackendEnum was",
             f"{_BACKENDS}.registry",

@@ -49,6 +49,15 @@ DEFAULT_LOGGING_CONFIG: dict[str, Any] = {
 }
 
 
+def _use_color() -> bool:
+    """Whether text is coloured; `VLLM_LOGGING_COLOR`, `NO_COLOR` and `FORCE_COLOR` decide first."""
+    wanted = os.environ.get("VLLM_LOGGING_COLOR", "auto")
+    if os.environ.get("NO_COLOR", "0") != "0" or wanted == "0":
+        return False
+    forced = wanted == "1" or os.environ.get("FORCE_COLOR", "0") != "0"
+    return forced or sys.stderr.isatty()
+
+
 class _VllmLogger(logging.Logger):
     """What `init_logger` returns, for annotations: a logger with four more methods."""
 

@@ -85,7 +85,8 @@ def record_hash(text: str) -> str:
 
 def install_all(root: Path) -> None:
     """Install every distribution of the table, and the two real projects, each on its own."""
-    table = tomllib.loads((HERE / "distributions.toml").read_text())
+    tables = [tomllib.loads(file.read_text()) for file in sorted(HERE.glob("*.toml"))]
+    table = {name: spec for each in tables for name, spec in each.items()}
     jobs = [(name, make_wheel(root, name, spec)) for name, spec in table.items()]
     # setuptools writes into the folder it builds.
     projects = shutil.copytree(HERE / "projects", root / "projects")
