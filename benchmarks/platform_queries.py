@@ -18,6 +18,7 @@ from timeit import Timer
 from typing import Any, NamedTuple
 
 from mainboard import platforms
+from mainboard.errors import PlatformUnavailableError
 from mainboard.platforms.machine import this_machine
 from mainboard.platforms.recording import Replay, facts_of, platform_on
 
@@ -71,7 +72,7 @@ def cost(query: Query, target: object) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         eval(question, names)
-    except NotImplementedError as error:
+    except (NotImplementedError, PlatformUnavailableError) as error:
         return {"query": query.text, "refused": str(error)}
     first = (time.perf_counter() - start) * 1e3
     repeats = REPEATS if query.rounds > 100 else 3
@@ -92,7 +93,6 @@ def recorded(file: Path) -> object:
     probe: Callable[[Any], Any] = __import__(
         f"mainboard.platforms.{name}", fromlist=["probe"]
     ).probe
-    machine.answers.clear()
     return platform_on(machine, probe(machine).value)()
 
 

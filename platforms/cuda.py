@@ -35,8 +35,6 @@ __all__ = [
     "probe",
 ]
 
-_RAW_CONTROL = CONTROL.encode()
-
 # NVML's levels of what is between two devices.
 _ACROSS = {
     "0": "board",
@@ -58,6 +56,7 @@ class CudaPlatformBase(ListedDevices):
     ray_device_key = "GPU"
     dist_backend = "nccl"
     device_control_env_var = CONTROL
+    _controls = (CONTROL.encode(),)
     ray_noset_device_env_vars: ClassVar[list[str]] = ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     @classmethod
@@ -83,10 +82,6 @@ class CudaPlatformBase(ListedDevices):
     @classmethod
     def _machine(cls) -> Machine:
         return this_machine()
-
-    @classmethod
-    def _state(cls, machine: Machine) -> object:
-        return machine.raw_setting(_RAW_CONTROL)
 
     @classmethod
     def _listed(cls) -> Sequence[CudaDevice]:
@@ -271,7 +266,7 @@ def _either_links(machine: Machine) -> list[list[str]]:
 def _ask_nvml(machine: Machine, question: str) -> dict[str, list[list[str]]]:
     """The answer to a question that is not about which devices there are."""
     cuda_inventory.read_inventory(machine)  # which says best why NVML cannot be asked
-    return cuda_inventory.answer_lines(machine.ask("nvml_inventory", question, "pynvml"))
+    return cuda_inventory.answer_lines(machine.ask("nvml_inventory", question))
 
 
 def _ask_cuda(machine: Machine) -> tuple[Inventory, dict[str, list[list[str]]]]:

@@ -30,17 +30,17 @@ _SEE = "see `nvidia-smi` and the kernel's log"
 
 # What NVML's errors mean for a user: reason code, sentence, remedy.
 _ERRORS = {
-    "NVMLError_DriverNotLoaded": (
+    "NVML_ERROR_DRIVER_NOT_LOADED": (
         "driver_not_loaded",
         "the NVIDIA driver is installed but not loaded",
         "load it (modprobe nvidia) or restart the machine",
     ),
-    "NVMLError_LibRmVersionMismatch": (
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": (
         "driver_mismatch",
         "the loaded NVIDIA driver and its library are of different versions",
         "restart the machine, or reload the driver's modules",
     ),
-    "NVMLError_NoPermission": (
+    "NVML_ERROR_NO_PERMISSION": (
         "permission_denied",
         "the NVIDIA driver refuses this user",
         "give the user access to /dev/nvidia*",
@@ -63,7 +63,7 @@ _DRIVER_ERRORS = {
 }
 
 # The errors of a device that was there when the machine started.
-_LOST = frozenset({"NVMLError_GpuIsLost", "NVMLError_ResetRequired"})
+_LOST = frozenset({"NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED"})
 
 
 class CudaSlice(NamedTuple):
@@ -158,7 +158,7 @@ def read_inventory(machine: Machine) -> Inventory:
         NvmlUnavailable: CUDA can work, but NVML cannot be asked.
         Decline: the driver cannot be used.
     """
-    lines = answer_lines(machine.ask("nvml_inventory", "devices", "pynvml"))
+    lines = answer_lines(machine.ask("nvml_inventory", "devices"))
     if "error" in lines:
         raise _explain(machine, *lines["error"][0])
     return _inventory(lines)
@@ -291,13 +291,7 @@ def _explain(machine: Machine, error: str, message: str, libcuda: str) -> Except
             f"CUDA's driver library (libcuda) cannot be loaded, nor can NVML ({message})",
             f"install the NVIDIA driver's libraries; {GIVE_DEVICES}",
         )
-    if error in ("ImportError", "ModuleNotFoundError"):
-        return NvmlUnavailable(
-            "nvml_missing",
-            "the Python package nvidia-ml-py is not installed, so CUDA is asked instead",
-            "pip install nvidia-ml-py, to ask in less time",
-        )
-    if error == "NVMLError_LibraryNotFound":
+    if error == "NVML_ERROR_LIBRARY_NOT_FOUND":
         return NvmlUnavailable(
             "nvml_library_missing",
             "NVML's library is not here, so CUDA is asked instead",

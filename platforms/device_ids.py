@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceIds",
-    "assignment",
     "get_assigned_physical_gpu_ids",
     "set_assigned_physical_gpu_ids",
 ]
@@ -29,6 +28,11 @@ def set_assigned_physical_gpu_ids(ids: Sequence[int] | None) -> None:
     """Give this process its devices by physical id; None takes the assignment back."""
     global _assigned
     _assigned = None if ids is None else tuple(ids)
+    waiting = [DeviceIds]
+    while waiting:
+        cls = waiting.pop()
+        cls.forget_answers()
+        waiting += cls.__subclasses__()
 
 
 def get_assigned_physical_gpu_ids() -> list[int] | None:
@@ -36,16 +40,15 @@ def get_assigned_physical_gpu_ids() -> list[int] | None:
     return None if _assigned is None else list(_assigned)
 
 
-def assignment() -> tuple[int, ...] | None:
-    """The physical ids given to this process, in a form that can be compared soon."""
-    return _assigned
-
-
 class DeviceIds:
     """The conversions; a platform overrides how it reads its own control variable."""
 
     device_name: str
     device_control_env_var: str
+
+    @classmethod
+    def forget_answers(cls) -> None:
+        """Called when devices are assigned; a platform that remembers facts of them forgets them."""
 
     @classmethod
     def device_control_id_to_physical_device_id(cls, device_id: str) -> int:

@@ -7,14 +7,16 @@ change of them after import is honoured and asking again in a loop costs next to
 
 from __future__ import annotations
 
+from functools import partial
+
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
-from mainboard.platforms import device_ids, machine
+from mainboard.platforms import machine
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any
+    from typing import Any, ClassVar
 
     from mainboard.platforms.machine import Machine
 
@@ -46,15 +48,31 @@ class ListedDevices(Platform):
     `memory` and `pci`.
     """
 
+    _controls: ClassVar[tuple[bytes, ...]] = ()
+    """The control variables, as the system names them."""
+
+    # What is known of this class's devices, by the raw values of those variables. Each question
+    # that programs ask in loops has a table of its own: a shorter key, and no function between.
+    _state: ClassVar[Callable[[], object]]
+    _known: ClassVar[dict[Any, Any]]
+    _capability: ClassVar[dict[Any, DeviceCapability | None]]
+    _at_least: ClassVar[dict[Any, bool]]
+    _able: ClassVar[dict[Any, Capabilities]]
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls.forget_answers()
+
+    @classmethod
+    def forget_answers(cls) -> None:
+        """Forget what is remembered of this class's devices, and look at its machine again."""
+        cls._state = staticmethod(_state_reader(cls._machine(), cls._controls))
+        cls._known, cls._capability, cls._at_least, cls._able = {}, {}, {}, {}
+
     @classmethod
     def _machine(cls) -> Machine:
         """The machine whose devices these are."""
         return machine.this_machine()
-
-    @classmethod
-    def _state(cls, machine: Machine) -> object:
-        """What the visible devices depend on: raw values of control variables; None if unset."""
-        raise NotImplementedError
 
     @classmethod
     def _listed(cls) -> Sequence[Any]:
@@ -69,12 +87,11 @@ class ListedDevices(Platform):
     @classmethod
     def _remembered(cls, question: str, of: object, answer: Callable[[], Any]) -> Any:
         """The answer to a question that depends on the visible devices alone."""
-        here = cls._machine()
-        key = (cls, cls._state(here), device_ids.assignment(), question, of)
+        key = (cls._state(), question, of)
         try:
-            return here.answers[key]
+            return cls._known[key]
         except KeyError:
-            found = here.answers[key] = answer()
+            found = cls._known[key] = answer()
             return found
 
     @classmethod
@@ -102,7 +119,7 @@ class ListedDevices(Platform):
         """Physical ids in the order of visible ids; None when nothing hides or reorders any."""
         ids = [device.id for device in cls._visible()]
         everything = ids == list(range(len(cls._listed())))
-        return None if everything and cls._state(cls._machine()) is None else ids
+        return None if everything and cls._state() is None else ids
 
     @classmethod
     def device_count(cls) -> int:
@@ -113,37 +130,31 @@ class ListedDevices(Platform):
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
         """The device's generation; None when no device is visible."""
-        here = cls._machine()
-        key = (cls, cls._state(here), device_ids.assignment(), "capability", device_id)
         try:
-            known: DeviceCapability | None = here.answers[key]
+            return cls._capability[cls._state(), device_id]
         except KeyError:
             known = cls._device(device_id).capability if cls.device_count() else None
-            here.answers[key] = known
-        return known
+            cls._capability[cls._state(), device_id] = known
+            return known
 
     @classmethod
     def has_device_capability(cls, capability: tuple[int, int] | int, device_id: int = 0) -> bool:
         """Whether the device's generation is `capability` or later."""
-        here = cls._machine()
-        key = (cls, cls._state(here), device_ids.assignment(), capability, device_id)
         try:
-            known: bool = here.answers[key]
+            return cls._at_least[cls._state(), capability, device_id]
         except KeyError:
             known = super().has_device_capability(capability, device_id)
-            here.answers[key] = known
-        return known
+            cls._at_least[cls._state(), capability, device_id] = known
+            return known
 
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What a device of this generation can do."""
-        here = cls._machine()
-        key = (cls, cls._state(here), device_ids.assignment(), "capabilities", device_id)
         try:
-            known: Capabilities = here.answers[key]
+            return cls._able[cls._state(), device_id]
         except KeyError:
-            known = here.answers[key] = cls._capabilities(device_id)
-        return known
+            known = cls._able[cls._state(), device_id] = cls._capabilities(device_id)
+            return known
 
     @classmethod
     def _capabilities(cls, device_id: int) -> Capabilities:
@@ -207,3 +218,16 @@ class ListedDevices(Platform):
 
 def _names(devices: Iterable[Any]) -> str:
     return ", ".join(f"{device.id} ({device.name})" for device in devices)
+
+
+def _state_reader(machine: Machine, controls: Sequence[bytes]) -> Callable[[], object]:
+    """A function that says what the visible devices depend on; None if no variable is set."""
+    read = machine.raw_setting
+    if len(controls) == 1:
+        return partial(read, controls[0])
+
+    def state() -> object:
+        values = tuple(map(read, controls))
+        return values if any(value is not None for value in values) else None
+
+    return state

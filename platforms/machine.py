@@ -16,7 +16,6 @@ from mainboard.platforms.values import CpuArchEnum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Any
 
     from mainboard.platforms.bounded import Outcome
 
@@ -64,8 +63,6 @@ class Machine:
         self.import_path = import_path
         self.raw_setting = _raw_reader(self.environ)
         """One variable, named in bytes, in whichever form it can be had soonest."""
-        self.answers: dict[object, Any] = {}
-        """What platforms remember of this machine."""
 
     def path(self, name: str) -> str:
         """Where the file that the machine calls `/name` really is."""

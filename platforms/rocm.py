@@ -40,9 +40,6 @@ _FP8 = {
 _MX = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1")
 _BLOCK_SCALED = {"gfx950": _MX, "gfx1250": _MX}
 
-_HIP, _ROCR, _CUDA = b"HIP_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"CUDA_VISIBLE_DEVICES"
-_NOTHING_SET = (None, None, None)
-
 
 class RocmPlatform(ListedDevices):
     """AMD's devices: Instinct accelerators, and Radeon cards that ROCm serves."""
@@ -54,6 +51,7 @@ class RocmPlatform(ListedDevices):
     ray_device_key = "GPU"
     dist_backend = "nccl"
     device_control_env_var = "CUDA_VISIBLE_DEVICES"
+    _controls = tuple(name.encode() for name in rocm_devices.CONTROLS)
     ray_noset_device_env_vars: ClassVar[list[str]] = [
         "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",
@@ -68,12 +66,6 @@ class RocmPlatform(ListedDevices):
     @classmethod
     def _machine(cls) -> Machine:
         return this_machine()
-
-    @classmethod
-    def _state(cls, machine: Machine) -> object:
-        raw = machine.raw_setting
-        state = raw(_HIP), raw(_ROCR), raw(_CUDA)
-        return None if state == _NOTHING_SET else state
 
     @classmethod
     def _listed(cls) -> Sequence[RocmDevice]:

@@ -1,17 +1,22 @@
-"""Machines that nobody here has, from their recorded files, and a pynvml that is a mock.
+"""Machines that nobody here has, from their recorded files, and stubs of vendors' libraries in C.
 
-The mock stands for hardware and drivers that are not here; what it answers is written in each
-test. It is a real module in a real folder, imported by the same child process as the real one.
+The stubs stand for hardware and drivers that are not here; what they answer, or that they never
+answer, is written in each test. They are real libraries, loaded by the same child process as the
+real ones, in whose place the loader finds them.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform
 from mainboard.platforms.machine import Machine
+from mainboard.platforms.rocm import RocmPlatform
 
 RECORDS = Path(__file__).parent / "machines"
 
@@ -20,47 +25,20 @@ TWO_DEVICES: list[dict[str, Any]] = [
     {"name": "NVIDIA L4", "uuid": "GPU-bbbb2222-1", "capability": (8, 9), "memory": 24 << 30},
 ]
 
-MOCK_PYNVML = """
-import time
-class NVMLError(Exception): pass
-class NVMLError_NotSupported(NVMLError): pass
-class NVMLError_NotFound(NVMLError): pass
-class NVMLError_FunctionNotFound(NVMLError): pass
-class NVMLError_LibraryNotFound(NVMLError): pass
-class NVMLError_DriverNotLoaded(NVMLError): pass
-class NVMLError_LibRmVersionMismatch(NVMLError): pass
-class NVMLError_NoPermission(NVMLError): pass
-class NVMLError_GpuIsLost(NVMLError): pass
-class NVMLError_Unknown(NVMLError): pass
-DEVICES = {devices!r}
-class _Of:
-    def __init__(self, **values): self.__dict__.update(values)
-def nvmlInit():
-    {on_init}
-def nvmlSystemGetDriverVersion(): return b"580.65.06"
-def nvmlSystemGetCudaDriverVersion(): return {cuda}
-def nvmlDeviceGetCount(): return len(DEVICES)
-def nvmlDeviceGetHandleByIndex(index):
-    if DEVICES[index].get("lost"): raise NVMLError_GpuIsLost("GPU is lost")
-    return DEVICES[index]
-def nvmlDeviceGetName(device): return device["name"]
-def nvmlDeviceGetUUID(device): return device["uuid"]
-def nvmlDeviceGetAttributes(device): return _Of(multiprocessorCount=device["multiprocessors"])
-def nvmlDeviceGetTopologyCommonAncestor(first, second): return 50
-def nvmlDeviceGetP2PStatus(first, second, index):
-    return 0 if second["uuid"] in first.get("nvlink", ()) or index == 0 else 4
-def nvmlDeviceGetCudaComputeCapability(device): return device["capability"]
-def nvmlDeviceGetPciInfo(device): return _Of(busId="00000000:%02X:00.0" % DEVICES.index(device))
-def nvmlDeviceGetMemoryInfo(device):
-    if device["memory"] is None: raise NVMLError_NotSupported("Not Supported")
-    return _Of(total=device["memory"], free=device["memory"] // 2)
-def nvmlDeviceGetMigMode(device):
-    if "mig" not in device: raise NVMLError_NotSupported("Not Supported")
-    return [1, 1]
-def nvmlDeviceGetMaxMigDeviceCount(device): return 7
-def nvmlDeviceGetMigDeviceHandleByIndex(device, number):
-    if number not in device["mig"]: raise NVMLError_NotFound("Not Found")
-    return dict(device["mig"][number], memory=5 << 30, name="MIG 1g.5gb", multiprocessors=14)
+# What stands for AMD's Python package: it calls the stub, as the real one calls its library.
+MOCK_AMDSMI = """
+import ctypes
+library = ctypes.CDLL("libamd_smi.so")
+def amdsmi_init():
+    code = library.amdsmi_init(ctypes.c_uint64(2))
+    if code: raise RuntimeError(f"AMDSMI_STATUS {{code}}")
+def amdsmi_get_processor_handles(): return [0, 1]
+def amdsmi_get_gpu_vram_usage(handle): return {{"vram_total": 196592, "vram_used": 300}}
+def amdsmi_get_gpu_device_bdf(handle): return {addresses}[handle]
+def amdsmi_get_gpu_asic_info(handle):
+    name = ctypes.create_string_buffer(64)
+    library.amdsmi_market_name(handle, name, 64)
+    return {{"market_name": name.value.decode()}}
 """
 
 
@@ -85,8 +63,8 @@ class RecordedMachine(Machine):
 class MachineMaker:
     """Builds machines in a folder, and the packages that are installed on them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.stubs, self.monkeypatch = folder, stubs, monkeypatch
         self.site = folder / "site"
         self.site.mkdir()
         self.count = 0
@@ -127,32 +105,78 @@ class MachineMaker:
     def install_nvml(
         self,
         devices: Sequence[Mapping[str, Any]] = (),
-        on_init: str = "pass",
+        init: str = "0",
         cuda: int = 13000,
+        more: Sequence[str] = (),
     ) -> None:
-        """Install the mock; `on_init` is the statement that its initialisation runs."""
-        text = MOCK_PYNVML.format(devices=list(devices), on_init=on_init, cuda=cuda)
-        (self.site / "pynvml.py").write_text(text)
+        """Install the stub of NVML with these devices; `init` is what its start does."""
+        lines = [f"init {init}", f"driver 580.65.06 {cuda}", *more]
+        for device in devices:
+            major, minor = device["capability"]
+            memory = device["memory"] or 0
+            lines.append(f"device {device['uuid']} {major} {minor} {memory} {device['name']}")
+            lines += ["lost 15"] if device.get("lost") else []
+            if "mig" in device:
+                lines.append("divided")
+                for place, part in device["mig"].items():
+                    lines.append(f"slice {place} {part} {5 << 30} 14 MIG 1g.5gb")
+        self.install_stub("nvml", "\n".join(lines))
+
+    def install_stub(self, name: str, behaviour: str) -> None:
+        """Let the loader find a stub of a vendor's library, and say how it behaves."""
+        self.monkeypatch.setenv("LD_LIBRARY_PATH", str(self.stubs / name), prepend=":")
+        self.monkeypatch.setenv(f"STUB_{name.upper()}", behaviour)
+
+    def install_amdsmi(self, behaviour: str, addresses: Sequence[str]) -> None:
+        """Install AMD's package and the stub of its library."""
+        package = self.site / "amdsmi"
+        package.mkdir()
+        (package / "__init__.py").write_text(MOCK_AMDSMI.format(addresses=list(addresses)))
+        self.install_stub("amdsmi", behaviour)
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stubs, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("stubs")
+    names = {"nvml": "libnvidia-ml.so.1", "cuda": "libcuda.so.1", "amdsmi": "libamd_smi.so"}
+    for source, library in names.items():
+        file = Path(__file__).parent / "stubs" / f"{source}.c"
+        (folder / source).mkdir()
+        output = str(folder / source / library)
+        command = [compiler, "-shared", "-fPIC", "-w", "-o", output, str(file)]
+        subprocess.run(command, check=True)
+    return folder
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> MachineMaker:
+def machines(tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch) -> MachineMaker:
     """A maker of machines in this test's own folder."""
-    return MachineMaker(tmp_path)
+    return MachineMaker(tmp_path, stubs, monkeypatch)
 
 
 @pytest.fixture
 def two_devices() -> list[dict[str, Any]]:
-    """Two unequal devices for the mock."""
+    """Two unequal devices for the stub."""
     return [dict(device) for device in TWO_DEVICES]
 
 
 @pytest.fixture
-def on_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
+def on_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Machine], None]]:
     """Make every platform of this test believe that it runs on the given machine."""
 
     def install(machine: Machine) -> None:
         for module in ("cuda", "rocm", "cpu", "interface"):
             monkeypatch.setattr(f"mainboard.platforms.{module}.this_machine", lambda: machine)
+        forget()
 
-    return install
+    def forget() -> None:
+        for cls in (CudaPlatform, NonNvmlCudaPlatform, RocmPlatform):
+            cls.forget_answers()
+
+    yield install
+    monkeypatch.undo()
+    forget()

@@ -1,9 +1,10 @@
 """Whether NVIDIA's devices can be used: one test for each reason, on machines nobody here has.
 
-NVML's answers are those of a mock (see conftest.py); its files are recorded or hand-written.
+NVML's answers are those of a stub in C (see conftest.py); its files are recorded or hand-written.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,28 +21,28 @@ from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform
 from mainboard.platforms.values import DeviceCapability
 from mainboard.platforms.verdict import State
 
-# Record, environment, torch's CUDA, statement of the mock's initialisation, code, words.
+# Record, environment, torch's CUDA, what the stub's start does, code, words.
 DECLINES = [
-    ("bare-proc", {}, "13.0", "pass", "hardware_absent", "no NVIDIA device"),
-    ("amd-on-bus-only", {}, "13.0", "pass", "hardware_absent", "no NVIDIA device"),
-    ("wsl-other-gpu", {}, "13.0", "pass", "hardware_absent", "no NVIDIA driver of Windows"),
-    ("nvidia-on-bus-only", {}, "13.0", "pass", "driver_missing", r"\(0000:01:00.0\).*no device"),
-    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": ""}, "13.0", "pass", "no_visible_devices", "''"),
-    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": "-1"}, "13.0", "pass", "no_visible_devices", "-1"),
+    ("bare-proc", {}, "13.0", "0", "hardware_absent", "no NVIDIA device"),
+    ("amd-on-bus-only", {}, "13.0", "0", "hardware_absent", "no NVIDIA device"),
+    ("wsl-other-gpu", {}, "13.0", "0", "hardware_absent", "no NVIDIA driver of Windows"),
+    ("nvidia-on-bus-only", {}, "13.0", "0", "driver_missing", r"\(0000:01:00.0\).*no device"),
+    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": ""}, "13.0", "0", "no_visible_devices", "''"),
+    ("nvidia-two-gpus", {"CUDA_VISIBLE_DEVICES": "-1"}, "13.0", "0", "no_visible_devices", "-1"),
     (
         "nvidia-two-gpus",
         {"CUDA_VISIBLE_DEVICES": "7"},
         "13.0",
-        "pass",
+        "0",
         "no_visible_devices",
         r"'7', but the devices here are 0 \(GPU-aaaa",
     ),
-    ("nvidia-two-gpus", {}, None, "pass", "torch_lacks_cuda", r"2\.13\.0\+test is built without"),
+    ("nvidia-two-gpus", {}, None, "0", "torch_lacks_cuda", r"2\.13\.0\+test is built without"),
     (
         "nvidia-two-gpus",
         {},
         "13.0",
-        "raise NVMLError_DriverNotLoaded('Driver Not Loaded')",
+        "9",
         "driver_not_loaded",
         "installed but not loaded .Driver Not Loaded",
     ),
@@ -49,7 +50,7 @@ DECLINES = [
         "nvidia-two-gpus",
         {},
         "13.0",
-        "raise NVMLError_LibRmVersionMismatch('Driver/library version mismatch')",
+        "18",
         "driver_mismatch",
         "different versions",
     ),
@@ -57,7 +58,7 @@ DECLINES = [
         "nvidia-two-gpus",
         {},
         "13.0",
-        "raise NVMLError_NoPermission('Insufficient Permissions')",
+        "4",
         "permission_denied",
         "refuses this user",
     ),
@@ -65,7 +66,7 @@ DECLINES = [
         "nvidia-two-gpus",
         {},
         "13.0",
-        "raise SystemExit(3)",
+        "exit",
         "driver_error",
         "ended with exit code 3",
     ),
@@ -73,11 +74,10 @@ DECLINES = [
         "nvidia-two-gpus",
         {},
         "13.0",
-        "import os; os.kill(os.getpid(), 11)",
+        "crash",
         "driver_error",
         "ended by SIGSEGV",
     ),
-    ("nvidia-two-gpus", {}, "13.0", "DEVICES.clear()", "no_devices_reported", "reports no device"),
 ]
 
 
@@ -107,7 +107,7 @@ def test_error_of_libraries_that_are_not_here(machines: Any, two_devices: Any) -
     if nvml_inventory._libcuda():
         pytest.skip("libcuda is on this machine")
     machines.install_torch(cuda="13.0")
-    machines.install_nvml(two_devices, "raise NVMLError_LibraryNotFound('NVML Not Found')")
+    machines.install_nvml(two_devices, "12")
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
     assert "driver_library_missing" == verdict.code
     assert "docker run --gpus" in (verdict.remedy or "")
@@ -123,10 +123,14 @@ end
 @pytest.mark.parametrize(
     ("record", "answer", "code", "words"),
     [
-        ("nvidia-two-gpus", ("ModuleNotFoundError", "no pynvml"), "nvml_missing", "nvidia-ml-py"),
-        ("nvidia-two-gpus", ("NVMLError_LibraryNotFound", "x"), "nvml_library_missing", "library"),
-        ("jetson-orin", ("NVMLError_NotSupported", "no"), "nvml_unsupported", "does not serve"),
-        ("nvidia-wsl", ("NVMLError_Unknown", "Unknown"), "nvml_unsupported", "does not serve"),
+        (
+            "nvidia-two-gpus",
+            ("NVML_ERROR_LIBRARY_NOT_FOUND", "x"),
+            "nvml_library_missing",
+            "library",
+        ),
+        ("jetson-orin", ("NVML_ERROR_NOT_SUPPORTED", "no"), "nvml_unsupported", "does not serve"),
+        ("nvidia-wsl", ("NVML_ERROR_UNKNOWN", "Unknown"), "nvml_unsupported", "does not serve"),
     ],
 )
 def test_cuda_without_nvml(
@@ -172,7 +176,10 @@ def test_cuda_that_refuses(
 ) -> None:
     """Without NVML, each error of CUDA's driver is declined with its own code and remedy."""
     machines.install_torch(cuda="13.0")
-    nvml, driver = "error\tModuleNotFoundError\tx\tcuda\nend\n", f"error\t{error}\tcuInit\nend\n"
+    nvml, driver = (
+        "error\tNVML_ERROR_LIBRARY_NOT_FOUND\tx\tcuda\nend\n",
+        f"error\t{error}\tcuInit\nend\n",
+    )
     monkeypatch.setattr(
         bounded, "ask", lambda path, *_: Outcome(nvml if "nvml" in path else driver, None, 1.0)
     )
@@ -206,11 +213,11 @@ def test_driver_and_torch(
 def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is shown by its name and its words."""
     machines.install_torch(cuda="13.0")
-    outcome = Outcome("error\tNVMLError_Unknown\tUnknown Error\tcuda\nend\n", None, 1.0)
+    outcome = Outcome("error\tNVML_ERROR_UNKNOWN\tUnknown Error\tcuda\nend\n", None, 1.0)
     monkeypatch.setattr(bounded, "ask", lambda *_: outcome)
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
     assert "driver_error" == verdict.code
-    assert "NVMLError_Unknown: Unknown Error" in verdict.reason
+    assert "NVML_ERROR_UNKNOWN: Unknown Error" in verdict.reason
 
 
 def test_torch_for_rocm(machines: Any) -> None:
@@ -239,19 +246,16 @@ def test_torch_that_says_nothing(machines: Any, damage: str) -> None:
 
 
 def test_inventory_script_alone() -> None:
-    """The script without pynvml says so, in lines that end; what it postpones still works."""
-    script = nvml_inventory.__file__
-    run = [sys.executable, "-I", "-S"]
-    done = subprocess.run([*run, script, "devices"], capture_output=True, text=True, check=True)
-    assert "error\tModuleNotFoundError\tNo module named 'pynvml'\t" in done.stdout
+    """The script on a machine without NVML says so, in lines that end, and imports next to nothing."""
+    run = [sys.executable, "-I", "-S", "-X", "importtime", nvml_inventory.__file__, "devices"]
+    environ = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=environ)
+    if nvml_inventory._libcuda():
+        pytest.skip("a driver is on this machine")
+    assert "error\tNVML_ERROR_LIBRARY_NOT_FOUND\tlibnvidia-ml.so.1: " in done.stdout
     assert "end" == done.stdout.splitlines()[-1]
-    code = (
-        f"import runpy, sys; runpy.run_path({script!r})['_postpone_ctypes_util']()\n"
-        "from ctypes.util import find_library; print('subprocess' in sys.modules)\n"
-        "found = find_library('c'); import ctypes.util; print(found == ctypes.util.find_library('c'))"
-    )
-    done = subprocess.run([*run, "-c", code], capture_output=True, text=True, check=True)
-    assert ["False", "True"] == done.stdout.split()
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "ctypes" in imported and not {"re", "typing", "subprocess", "mainboard"} & imported
 
 
 @pytest.mark.parametrize("denied", [["dev/nvidiactl"], ["dev/nvidia0", "dev/nvidia1"]])
@@ -282,7 +286,7 @@ def test_activation(machines: Any, two_devices: Any) -> None:
 
 
 def test_activation_on_a_recorded_machine(machines: Any, two_devices: Any) -> None:
-    """The files of a machine with one H100 lead to its device; NVML's answer is the mock's."""
+    """The files of a machine with one H100 lead to its device; NVML's answer is the stub's."""
     machines.install_torch(cuda="13.0")
     machines.install_nvml([{**two_devices[0], "name": "NVIDIA H100 80GB HBM3"}])
     verdict = cuda.probe(machines.from_record("h100-vm"))
@@ -308,18 +312,82 @@ def test_all_devices_lost(machines: Any, two_devices: Any) -> None:
     assert "device 0 does not work" in verdict.reason and "device 1" in verdict.reason
 
 
-def test_driver_that_never_answers(
-    machines: Any, two_devices: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("init", "more", "code", "words"),
+    [
+        ("hang", (), "driver_no_answer", "within 0.5 s"),
+        ("late", (), "driver_no_answer", "within 0.5 s"),
+        ("crash", (), "driver_error", "ended by SIGSEGV"),
+        ("exit", (), "driver_error", "exit code 3"),
+        ("0", ("garbage",), "driver_error", "cannot be read"),
+        ("chatter", (), "available", "2 visible"),
+    ],
+)
+def test_library_that_misbehaves(
+    machines: Any,
+    two_devices: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    init: str,
+    more: tuple[str, ...],
+    code: str,
+    words: str,
 ) -> None:
-    """A call that hangs in the driver is given up after the bound, and says how to wait longer."""
-    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5")
+    """A library that hangs, is late, dies or talks nonsense costs its bound and gets its verdict."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5" if init in ("hang", "late") else "30")
     machines.install_torch(cuda="13.0")
-    machines.install_nvml(two_devices, "time.sleep(60)")
+    machines.install_nvml(two_devices, init, more=more)
     start = time.monotonic()
     verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
-    assert time.monotonic() - start < 5
-    assert "driver_no_answer" == verdict.code
-    assert "within 0.5 s" in verdict.reason and "MAINBOARD_PROBE_TIMEOUT" in (verdict.remedy or "")
+    assert time.monotonic() - start < 20
+    assert code == verdict.code
+    assert words in verdict.reason, verdict.reason
+    if code == "driver_no_answer":
+        assert "MAINBOARD_PROBE_TIMEOUT" in (verdict.remedy or "")
+
+
+def test_late_answer_in_time(
+    machines: Any, two_devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that answers after seconds is waited for where the bound allows it."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "30")
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices, "late")
+    verdict = cuda.probe(machines.from_record("nvidia-two-gpus"))
+    assert "available" == verdict.code and verdict.milliseconds > 1500
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [
+        ("0", "nvml_library_missing"),
+        ("hang", "driver_no_answer"),
+        ("crash", "driver_error"),
+        ("garbage", "driver_error"),
+        ("802", "fabric_not_ready"),
+        ("803", "driver_mismatch"),
+        ("100", "no_devices_reported"),
+        ("999", "driver_error"),
+    ],
+)
+def test_driver_library_without_nvml(
+    machines: Any, on_machine: Any, monkeypatch: pytest.MonkeyPatch, behaviour: str, code: str
+) -> None:
+    """Without NVML, CUDA's driver library is asked within the same bound, for all devices."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5" if behaviour == "hang" else "30")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(init="12")
+    machines.install_stub("cuda", behaviour)
+    machine = machines.from_record("nvidia-two-gpus")
+    verdict = cuda.probe(machine)
+    assert code == verdict.code, verdict.reason
+    if code == "nvml_library_missing":
+        on_machine(machine)
+        assert "Orin" == NonNvmlCudaPlatform.get_device_name()
+        assert f"GPU-{'ab' * 4}-abab-abab-abab-{'ab' * 6}" == CudaPlatform.get_device_uuid()
+        assert 16 == CudaPlatform.num_compute_units() and CudaPlatform.is_integrated_gpu()
+        with pytest.raises(PlatformUnavailableError, match="NVML's library is not here"):
+            NonNvmlCudaPlatform()._asked("x", lambda: cuda._ask_nvml(machine, "memory"))
 
 
 @pytest.mark.parametrize(
@@ -375,7 +443,7 @@ def test_slices(
     machines: Any, two_devices: Any, on_machine: Any, setting: str | None, uuid: str | None
 ) -> None:
     """Of a divided device CUDA shows one slice and nothing beside it; its facts are the slice's."""
-    two_devices[1]["mig"] = {0: {"uuid": "MIG-5555-a"}, 3: {"uuid": "MIG-6666-b"}}
+    two_devices[1]["mig"] = {0: "MIG-5555-a", 3: "MIG-6666-b"}
     machines.install_nvml(two_devices)
     environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
     on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
@@ -401,7 +469,7 @@ def test_divided_device_without_slices(machines: Any, two_devices: Any) -> None:
 
 @pytest.fixture
 def second_first(machines: Any, two_devices: Any, on_machine: Any) -> Callable[..., None]:
-    """A machine of the mock's two devices, the second of which is visible as the first."""
+    """A machine of the stub's two devices, the second of which is visible as the first."""
 
     def install(**second: Any) -> None:
         machines.install_nvml([two_devices[0], {**two_devices[1], **second}])
@@ -419,6 +487,19 @@ def test_facts_of_a_device(second_first: Any) -> None:
     assert 24 << 30 == CudaPlatform.get_device_total_memory()
     assert {0: "00000000:00:00.0", 1: "00000000:01:00.0"} == CudaPlatform.get_all_gpu_pci_bus_ids()
     assert 1 == CudaPlatform.device_control_id_to_physical_device_id("GPU-bbbb")
+
+
+def test_links(machines: Any, on_machine: Any, two_devices: Any) -> None:
+    """NVLink, access as peers, and what is between two devices on the bus are told by pairs."""
+    third = {**two_devices[0], "uuid": "GPU-cccc3333-2"}
+    machines.install_nvml([*two_devices, third], more=["nvlink 0 2"])
+    on_machine(machines.from_record("nvidia-two-gpus"))
+    kinds = {(link.first, link.second): link.kind for link in CudaPlatform.links()}
+    assert {(0, 1): "pcie", (0, 2): "nvlink", (1, 2): "pcie"} == kinds
+    assert {"system"} == {link.across for link in CudaPlatform.links()}
+    assert CudaPlatform.is_fully_connected([0, 2]) and CudaPlatform.is_fully_connected([1])
+    assert not CudaPlatform.is_fully_connected([0, 1, 2])
+    assert CudaPlatform.can_access_peer(1, 0) and CudaPlatform.can_access_peer(1, 1)
 
 
 def test_capabilities_of_a_device(second_first: Any) -> None:
@@ -469,15 +550,15 @@ def test_description_is_json(second_first: Any) -> None:
 
 def test_inventory_that_cannot_be_had(machines: Any, on_machine: Any) -> None:
     """Asking a platform object for devices of a driver in trouble is an error with the reason."""
-    machines.install_nvml([], "raise NVMLError_DriverNotLoaded('Driver Not Loaded')")
+    machines.install_nvml([], "9")
     on_machine(machines.from_record("nvidia-two-gpus"))
     with pytest.raises(PlatformUnavailableError, match=r"not loaded.*modprobe nvidia"):
         CudaPlatform.get_device_name()
 
 
 def test_no_driver_in_this_process(second_first: Any) -> None:
-    """The mock is imported by a child process only: this one loads no vendor's library."""
+    """The stub is loaded by a child process only: this one loads no vendor's library."""
     before = set(sys.modules)
     second_first()
     CudaPlatform.get_device_name()
-    assert "pynvml" not in set(sys.modules) - before
+    assert not {"pynvml", "ctypes", "torch"} & (set(sys.modules) - before)
