@@ -76,7 +76,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
             capture_output=True,
             check=False,
             text=True,
-            timeout=180,
+            timeout=600,
             cwd=tmp_path_factory.mktemp("elsewhere"),
             env=environment(path, **more),
         )
@@ -97,7 +97,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[.
         try:
             folder.mkdir()
         except FileExistsError:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 900
             while not answer.exists():
                 assert time.monotonic() < deadline, f"another worker did not finish {name}"
                 time.sleep(0.1)

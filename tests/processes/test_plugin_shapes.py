@@ -1,4 +1,4 @@
-"""Shapes of general plugins, each loaded twice in one process and once in a spawned worker."""
+"""Ten shapes of general plugins, each loaded twice in one process and once in a spawned worker."""
 
 import tomllib
 from pathlib import Path
@@ -33,6 +33,13 @@ def test_a_shape_is_called_once_and_takes_effect(said, shape, where):
 
 @pytest.mark.parametrize("where", ["here", "spawned"])
 def test_a_plugin_that_needs_the_engine_fails_alone(said, where):
-    """It is called once, named with what it lacks, and leaves the others as they are."""
+    """It is called once, named with what it lacks, and leaves the ten as they are."""
     assert said[where][FAILS] == {"state": "failed", "calls": 1, "effect": None}
     assert "vllm.v1.engine" in said["err"]
+
+
+def test_there_are_ten():
+    """The table and the folder agree."""
+    files = {path.stem for path in (HERE / "shapes").glob("*.py")}
+    assert files - set(SHAPES) == {FAILS, "shape_platform"}
+    assert len(SHAPES) == 10

@@ -13,7 +13,8 @@ import report
 import mainboard.platforms
 from mainboard.plugins import load_general_plugins, prepare_worker, worker_environment
 
-OTHER = {"env_vars": {"SHAPE_DEVICES": ""}}
+# No general plugins: these workers are there to be refused.
+OTHER = {"env_vars": {"SHAPE_DEVICES": "", "VLLM_PLUGINS": "shape_platform"}}
 
 
 class Actor:
