@@ -86,7 +86,16 @@ class Route:
         if choice.implementation.level is KernelLevel.REFERENCE and choice.rejected:
             why = "; ".join(f"{name}: {', '.join(r)}" for name, r in choice.rejected.items())
             logger.warning("%s runs on the plain PyTorch reference: %s", self.operator, why)
-        return _kernel(self.operator, choice)
+        kernel = _kernel(self.operator, choice)
+        device: torch.device = key[0]
+        if device.type == "cpu" or torch.cuda.device_count() == 1:
+            return kernel
+
+        def there(*arguments: Any) -> None:
+            with torch.cuda.device(device):
+                kernel(*arguments)
+
+        return there
 
 
 def _attention_key(

@@ -12,7 +12,10 @@ from mainboard.kernels.architecture import architecture
 from mainboard.kernels.library import interpreted
 from mainboard.kernels.triton.tiles import Tile, tile
 
-__all__ = ["Plan", "plan"]
+__all__ = ["KEYS_ROUNDED", "Plan", "plan"]
+
+KEYS_ROUNDED = 256
+"""Plans are made for a longest sequence of a multiple of this, so that few are made."""
 
 # Partial results of split keys, at most; beyond it a tile walks all of its keys.
 _PART_BYTES = 256 << 20

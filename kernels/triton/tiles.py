@@ -16,7 +16,7 @@ from typing import Any
 
 from mainboard.errors import KernelUnavailableError
 
-__all__ = ["ARCHITECTURES", "KINDS", "Tile", "family", "padded", "read", "tile", "write"]
+__all__ = ["ARCHITECTURES", "KINDS", "Tile", "family", "padded", "read", "tile", "use", "write"]
 
 SETTING = "MAINBOARD_TILES"
 KINDS = ("prefill", "decode", "latent")
@@ -59,13 +59,13 @@ def _table(rows: dict[tuple[str, int], Tile]) -> Table:
 
 _HOPPER = _table(
     {
-        ("prefill", 64): Tile(128, 128, 8, 3),
-        ("prefill", 128): Tile(128, 128, 8, 2),
-        ("prefill", 256): Tile(128, 64, 8, 2),
-        ("decode", 64): Tile(64, 128, 4, 3),
-        ("decode", 128): Tile(64, 64, 4, 3),
-        ("decode", 256): Tile(64, 32, 4, 3),
-        ("latent", 512): Tile(64, 32, 8, 2, per_unit=1),
+        ("prefill", 64): Tile(128, 64, 8, 3, described=True),
+        ("prefill", 128): Tile(128, 128, 8, 3),
+        ("prefill", 256): Tile(128, 64, 8, 2, described=True),
+        ("decode", 64): Tile(64, 64, 2, 3, per_unit=4),
+        ("decode", 128): Tile(64, 128, 4, 2),
+        ("decode", 256): Tile(64, 64, 4, 3),
+        ("latent", 512): Tile(64, 64, 8, 2, per_unit=1),
     }
 )
 _AMPERE = _table(
@@ -234,3 +234,14 @@ def tile(architecture: str, kind: str, pad: int, itemsize: int = 2) -> Tile:
         rows, keys = _FLOAT32[kind]
         return Tile(min(chosen.block_m, rows), min(chosen.block_n, keys), 4, 1)
     return chosen
+
+
+def use(architecture: str, kind: str, pad: int, chosen: Tile) -> None:
+    """Use a tile from now on in this process, before any table."""
+    from mainboard.kernels.triton.attend import PREPARED
+    from mainboard.kernels.triton.plan import plan
+
+    _shipped().setdefault(architecture, {})[kind, pad] = chosen
+    tile.cache_clear()
+    plan.cache_clear()
+    PREPARED.clear()

@@ -61,18 +61,18 @@ def load_block(
         row = page * stride_page + (key % PAGE).to(tl.int64) * stride_slot
         pointers = base + row[:, None] + column[None, :]
     if MASKED and DIM != PAD:
-        return tl.load(pointers, mask=(key < length)[:, None] & (column < DIM)[None, :], other=0)
+        return tl.load(pointers, mask=(key < length)[:, None] & (column < DIM)[None, :], other=0.0)
     elif MASKED:
-        return tl.load(pointers, mask=(key < length)[:, None], other=0)
+        return tl.load(pointers, mask=(key < length)[:, None], other=0.0)
     elif DIM != PAD:
-        return tl.load(pointers, mask=(column < DIM)[None, :], other=0)
+        return tl.load(pointers, mask=(column < DIM)[None, :], other=0.0)
     else:
         return tl.load(pointers)
 
 
 @triton.jit
-def scores_of(s, scale, softcap, slope, position, key, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
-    """Products as scores to base 2: scaled, capped, biased."""
+def biased(s, scale, softcap, slope, position, key, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
+    """Scaled products as scores to base 2, capped and biased."""
     if SOFTCAP:
         s = tanh(s * (scale / softcap)) * (softcap * LOG2E)
     else:
@@ -90,8 +90,8 @@ def walk(
     stride_kp, stride_kt, stride_vp, stride_vt,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
     PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr, LEFT: tl.constexpr,
-    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DESCRIBED: tl.constexpr,
-    MASKED: tl.constexpr,
+    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, PLAIN: tl.constexpr,
+    DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Take the blocks of keys from `begin` up to `end` into the running softmax of a tile."""
     slot = tl.arange(0, BLOCK_N)
@@ -110,7 +110,12 @@ def walk(
                            DIM, PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
         k = widen(k, q.dtype, STORED)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        s = scores_of(s, scale, softcap, slope, position, key, SOFTCAP, ALIBI)
+        step = 1.0
+        if PLAIN:
+            # The scale is left to one multiply-add in front of the exponential.
+            step = scale * LOG2E
+        else:
+            s = biased(s, scale, softcap, slope, position, key, SOFTCAP, ALIBI)
         if MASKED:
             seen = (key < length)[None, :]
             if RIGHT:
@@ -118,12 +123,12 @@ def walk(
             if LEFT:
                 seen &= key[None, :] >= position[:, None] - left
             s = tl.where(seen, s, float("-inf"))
-        highest = tl.maximum(most, tl.max(s, 1))
+        highest = tl.maximum(most, tl.max(s, 1) * step)
         level = highest
         if MASKED:
             # A row that has seen nothing yet must not subtract infinity from itself.
             level = tl.where(highest == float("-inf"), 0.0, highest)
-        p = tl.math.exp2(s - level[:, None])
+        p = tl.math.exp2(s * step - level[:, None])
         decay = tl.math.exp2(most - level)
         total = total * decay + tl.sum(p, 1)
         acc = acc * decay[:, None]
@@ -147,14 +152,19 @@ def attention_kernel(
     stride_ot, stride_oh, stride_lh, stride_table, stride_ks, stride_vs,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
     GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, EVEN: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, POSITIVE: tl.constexpr,
+    EVEN: tl.constexpr,
     SPLITS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries over its keys, or with several SPLITS over its share of them."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
+    # What the mask cuts off of the last blocks is time lost: they are short.
+    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N >= 128 else BLOCK_N
     CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
     ALIBI: tl.constexpr = SLOPES is not None
+    # The largest product is the largest score.
+    PLAIN: tl.constexpr = POSITIVE and not SOFTCAP and SLOPES is None and K_SCALE is None
     pid = tl.program_id(0)
     split = tl.program_id(1)
     head_tiles = kv_heads * CHUNKS
@@ -242,8 +252,8 @@ def attention_kernel(
                 acc, total, most, q, begin if phase == 0 else whole if phase == 1 else full,
                 whole if phase == 0 else full if phase == 1 else end, K, V, K_DESC, V_DESC, k_begin, k_column,
                 v_column, table, length, position, slope, left, right, scale, softcap,
-                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE, BLOCK_N,
-                STORED, LEFT, RIGHT, SOFTCAP, ALIBI, DESCRIBED, phase != 1,
+                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE,
+                LAST_N if phase == 2 else BLOCK_N, STORED, LEFT, RIGHT, SOFTCAP, ALIBI, PLAIN, DESCRIBED, phase != 1,
             )  # fmt: skip
 
     some = tl.where(total > 0.0, total, 1.0)

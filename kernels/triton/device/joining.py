@@ -8,15 +8,17 @@ from mainboard.kernels.triton.device.attention import LN2, LOG2E
 __all__ = ["combine_kernel", "merge_kernel"]
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "batch"])
 def combine_kernel(
-    OUT, LSE, PART_OUT, PART_LSE, tokens, heads, stride_ot, stride_oh, stride_lh,
+    OUT, LSE, PART_OUT, PART_LSE, CU_Q, batch, tokens, heads, stride_ot, stride_oh, stride_lh,
     SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, VDIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one row; parts hold float32, and logarithms to base 2."""
     row = tl.program_id(0).to(tl.int64)
     token = row // heads
     head = row % heads
+    if token >= tl.load(CU_Q + batch):
+        return  # padding behind the last sequence
     split = tl.arange(0, SPLITS_PAD)
     step = tokens.to(tl.int64) * heads
     lse = tl.load(PART_LSE + split * step + row, mask=split < SPLITS, other=float("-inf"))

@@ -15,7 +15,7 @@ __all__ = ["latent_kernel"]
 @triton.jit
 def walk_rows(
     acc, total, most, q, q_rotary, begin, end, CACHE, table, length, position, scale,
-    stride_page, stride_row, RIGHT: tl.constexpr,
+    stride_page, stride_row, RIGHT: tl.constexpr, PLAIN: tl.constexpr,
     LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
     ROTARY_PAD: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr,
     MASKED: tl.constexpr,
@@ -37,17 +37,20 @@ def walk_rows(
                            stride_row, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
             r = widen(r, q.dtype, STORED)
             s = tl.dot(q_rotary, tl.trans(r), s, input_precision="ieee")
-        s *= scale
+        step = scale
+        if not PLAIN:
+            s *= scale
+            step = 1.0
         if MASKED:
             seen = (key < length)[None, :]
             if RIGHT:
                 seen &= key[None, :] <= position[:, None]
             s = tl.where(seen, s, float("-inf"))
-        highest = tl.maximum(most, tl.max(s, 1))
+        highest = tl.maximum(most, tl.max(s, 1) * step)
         level = highest
         if MASKED:
             level = tl.where(highest == float("-inf"), 0.0, highest)
-        p = tl.math.exp2(s - level[:, None])
+        p = tl.math.exp2(s * step - level[:, None])
         decay = tl.math.exp2(most - level)
         total = total * decay + tl.sum(p, 1)
         acc = acc * decay[:, None]
@@ -63,11 +66,12 @@ def latent_kernel(
     stride_qt, stride_qh, stride_page, stride_row, stride_ot, stride_oh, stride_lh, stride_table,
     LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
     ROTARY_PAD: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
-    RIGHT: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
+    RIGHT: tl.constexpr, POSITIVE: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries and heads over its rows, or with several SPLITS over its share."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
+    PLAIN: tl.constexpr = POSITIVE and SCALE is None
     pid = tl.program_id(0)
     split = tl.program_id(1)
     head_tiles = tl.cdiv(heads, PACK)
@@ -124,7 +128,7 @@ def latent_kernel(
         acc, total, most = walk_rows(
             acc, total, most, q, q_rotary, full if phase == 1 else begin,
             end if phase == 1 else full,
-            CACHE, table, length, position, scale, stride_page, stride_row, RIGHT, LATENT,
+            CACHE, table, length, position, scale, stride_page, stride_row, RIGHT, PLAIN, LATENT,
             LATENT_PAD, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, STORED, phase == 1,
         )  # fmt: skip
 

@@ -1,0 +1,206 @@
+"""The kernels that serve a GPU, on it: every required case, drawn ones, and what needs a device."""
+
+import pytest
+import torch
+
+from mainboard.kernels import (
+    attention,
+    concat_and_cache_mla,
+    merge_attention_states,
+    mla_decode,
+    reference,
+    reshape_and_cache,
+)
+from mainboard.kernels.validate import FP8_DTYPES
+from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+from mainboard.testing.attention_list import REQUIRED
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_required_case(name: str) -> None:
+    """A required case agrees with the float64 reference."""
+    check_case(REQUIRED[name], "cuda")
+
+
+@pytest.mark.parametrize("seed", range(160))
+def test_drawn_case(seed: int) -> None:
+    """A drawn case agrees with the float64 reference."""
+    check_case(draw_case(seed), "cuda")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        AttentionCase((1,) * 8, (1500,) * 8, 32, 8, 128, dtype=torch.bfloat16, page_size=16),
+        AttentionCase((1,), (33000,), 32, 8, 128, dtype=torch.bfloat16, page_size=64),
+        AttentionCase((4, 1, 4), (900, 5000, 12), 64, 8, 64, dtype=torch.float16, page_size=32),
+        AttentionCase((700, 300), (700, 1300), 16, 4, 128, dtype=torch.bfloat16),
+        AttentionCase((700,), (700,), 8, 2, 64, dtype=torch.bfloat16, causal=False),
+        AttentionCase((400, 1, 90), (400, 2000, 1000), 8, 2, 256, dtype=torch.bfloat16),
+        AttentionCase((300, 500), (900, 700), 8, 1, 128, dtype=torch.bfloat16, page_size=16,
+                      window=(128, -1), sinks=True, softcap=30.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_larger_case(case: AttentionCase) -> None:
+    """Shapes that take several tiles and shares of the keys agree with the float64 reference."""
+    check_case(case, "cuda")
+
+
+def test_softcap_of_huge_scores() -> None:
+    """Scores beyond 10,000 are capped without overflow."""
+    case = AttentionCase((40, 1), (80, 300), dtype=torch.bfloat16, softcap=30.0)
+    given = case.inputs("cuda")
+    given.q *= 4000
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **given.options)
+    expected, expected_lse = case.expected(given)
+    extra = 2.0**-8 * case.weighed_magnitude(given)
+    assert ((out.double() - expected).abs() <= extra + 2.0**-7 * expected.abs() + 1e-3).all()
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [1, 200])
+def test_a_thousand_runs_give_the_same_bits(queries: int) -> None:
+    """The same inputs give the same bits every time."""
+    case = AttentionCase((queries, queries), (3000, 700), 16, 4, 128, dtype=torch.bfloat16)
+    given = case.inputs("cuda")
+    first = attention(given.q, given.k, given.v, **given.options)
+    differs = torch.zeros((), dtype=torch.bool, device="cuda")
+    for _ in range(1000):
+        differs |= (attention(given.q, given.k, given.v, **given.options) != first).any()
+    assert not differs
+
+
+@pytest.mark.parametrize("queries", [1, 150])
+def test_deterministic_ignores_the_rest_of_the_batch(queries: int) -> None:
+    """With `deterministic`, a sequence's bits are those it has alone."""
+    case = AttentionCase(
+        (queries, 1, 300), (4000, 900, 300), dtype=torch.bfloat16, deterministic=True
+    )
+    given = case.inputs("cuda")
+    together = attention(given.q, given.k, given.v, **given.options)
+    options = given.options | {
+        name: given.options[name][:2].contiguous() for name in ("cu_seqlens_q", "cu_seqlens_k")
+    }
+    options |= {"max_seqlen_q": queries, "max_seqlen_k": 4000}
+    alone = attention(given.q[:queries], given.k[:4000], given.v[:4000], **options)
+    assert torch.equal(together[:queries], alone)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Pages whose elements are past 2^31 are read and written where they are."""
+    pages, heads, dim = 2**31 // (16 * 4 * 128) + 8, 4, 128
+    cache = torch.empty(2, pages, 16, heads, dim, dtype=torch.bfloat16, device="cuda")
+    q, key, value = (torch.randn(20, heads, dim, device="cuda").bfloat16() for _ in range(3))
+    table = torch.tensor([[pages - 1, pages - 3]], dtype=torch.int32, device="cuda")
+    slots = torch.cat([table[0, i].long() * 16 + torch.arange(16, device="cuda") for i in (0, 1)])
+    reshape_and_cache(key, value, cache[0], cache[1], slots[:20].contiguous())
+    offsets = torch.tensor([0, 20], dtype=torch.int32, device="cuda")
+    lengths = {"cu_seqlens_q": offsets, "max_seqlen_q": 20, "max_seqlen_k": 20}
+    paged = attention(q, cache[0], cache[1], block_table=table, seqused_k=offsets[1:], **lengths)
+    dense = attention(q, key, value, cu_seqlens_k=offsets, **lengths)
+    torch.testing.assert_close(paged, dense, rtol=1e-2, atol=1e-2)
+
+
+def test_graph_replays_with_other_lengths() -> None:
+    """A captured call of a padded batch follows lengths, pages and queries that change."""
+    case = AttentionCase((1,) * 6, (900,) * 6, 16, 4, 128, dtype=torch.bfloat16, page_size=16)
+    given = case.inputs("cuda")
+    out = torch.empty_like(given.q)
+    options = given.options | {"out": out}
+    attention(given.q, given.k, given.v, **options)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attention(given.q, given.k, given.v, **options)
+    given.q.copy_(torch.randn_like(given.q))
+    given.options["seqused_k"].copy_(torch.tensor([1, 900, 17, 333, 0, 0]).int())
+    given.options["cu_seqlens_q"].copy_(torch.tensor([0, 1, 2, 3, 4, 4, 4]).int())
+    out.fill_(7.0)
+    graph.replay()
+    expected, _ = case.expected(given)
+    torch.testing.assert_close(out[:4].double(), expected[:4], rtol=2e-2, atol=2e-2)
+    assert (out[4:] == 7.0).all()
+
+
+@pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cache_holds_what_the_reference_holds(
+    dtype: torch.dtype, cache_dtype: torch.dtype | None
+) -> None:
+    """Every format gets the reference's values; slot -1 and other slots stay."""
+    key, value = torch.randn(2, 40, 3, 72).to(dtype).unbind(0)
+    key[3, 1, :4] = torch.tensor([float("nan"), 1e9, -1e9, 0.0]).to(dtype)
+    stored = cache_dtype or dtype
+    pair = [torch.randn(6, 16, 3, 72).to(stored) for _ in range(2)]
+    slots = torch.randperm(6 * 16)[:40]
+    slots[[0, 17]] = -1
+    scales = (torch.rand(3) + 0.5, torch.tensor([0.25])) if cache_dtype else (None, None)
+    there = [x.cuda() for x in pair]
+    reference.reshape_and_cache(key, value, *pair, slots, *scales)
+    k_scale, v_scale = (x if x is None else x.cuda() for x in scales)
+    reshape_and_cache(
+        key.cuda(), value.cuda(), *there, slots.cuda(), k_scale=k_scale, v_scale=v_scale
+    )
+    for got, want in zip(there, pair, strict=True):
+        assert torch.equal(*(x.cpu().float().nan_to_num(nan=12345.0) for x in (got, want)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [40, 128, 512])
+def test_merge_is_the_references(dtype: torch.dtype, dim: int) -> None:
+    """Two results are joined as the reference joins them; an empty part may hold NaN."""
+    a, b = torch.randn(2, 37, 5, dim, device="cuda").to(dtype).unbind(0)
+    a_lse, b_lse = torch.randn(2, 5, 37, device="cuda").unbind(0)
+    b[3], b_lse[:, 3] = float("nan"), float("-inf")
+    a_lse[:, 5] = b_lse[:, 5] = float("-inf")
+    out, lse = merge_attention_states(a, a_lse, b, b_lse)
+    want, want_lse = torch.empty_like(out), torch.empty_like(lse)
+    reference.merge_attention_states(want, want_lse, a, a_lse, b, b_lse)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(lse, want_lse)
+
+
+@pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
+@pytest.mark.parametrize("heads", [1, 16, 40, 128])
+def test_latent_attention(heads: int, cache_dtype: torch.dtype | None) -> None:
+    """Latent attention over rows written by concat_and_cache_mla agrees with float64."""
+    latent, rotary, page = 512, 64, 64
+    queries, keys = (1, 2, 1, 0), (700, 130, 0, 5)
+    cache = torch.full((20, page, latent + rotary), float("nan"), device="cuda").to(
+        cache_dtype or torch.bfloat16
+    )
+    order = torch.randperm(20).tolist()
+    table = torch.full((4, 12), -(2**31), dtype=torch.int32)
+    for i, length in enumerate(keys):
+        pages, order = order[: -(-length // page)], order[-(-length // page) :]
+        table[i, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        rows = torch.randn(length, latent + rotary, device="cuda").bfloat16()
+        slots = (
+            torch.tensor(pages, dtype=torch.long)[:, None] * page + torch.arange(page)
+        ).flatten()
+        concat_and_cache_mla(
+            rows[:, :latent], rows[:, latent:], cache, slots[:length].cuda(),
+            kv_scale=0.5 if cache_dtype else None,
+        )  # fmt: skip
+    scale = torch.tensor([0.5], device="cuda") if cache_dtype else None
+    q = torch.randn(sum(queries), heads, latent + rotary, device="cuda").bfloat16()
+    offsets = torch.tensor([0, *queries]).cumsum(0).int().cuda()
+    used = torch.tensor(keys, dtype=torch.int32, device="cuda")
+    out, lse = mla_decode(
+        q, cache, cu_seqlens_q=offsets, seqused_k=used, block_table=table.cuda(), max_seqlen_q=2,
+        max_seqlen_k=700, softmax_scale=0.07, kv_scale=scale, return_lse=True,
+    )  # fmt: skip
+    want = torch.empty(out.shape, dtype=torch.float64, device="cuda")
+    want_lse = torch.empty(lse.shape, dtype=torch.float64, device="cuda")
+    reference.mla_decode(
+        q, cache, want, want_lse, offsets, used, table.cuda(), 2, 700, 0.07, True, scale, False,
+        precision=torch.float64,
+    )  # fmt: skip
+    torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-4, atol=1e-4)
