@@ -34,7 +34,8 @@ def timed(what: str, *command: str | Path, cwd: Path) -> float:
     seconds = time.perf_counter() - start
     if ran.returncode:
         raise SystemExit(f"{what} failed:\n{ran.stdout}")
-    last = (ran.stdout.strip().splitlines() or [""])[-1]
+    said = [line for line in ran.stdout.splitlines() if not line.startswith("WARNING")]
+    last = said[-1] if said else ""
     print(f"{seconds:7.1f} s  {what:42}  {last.strip(' =')}", flush=True)
     return seconds
 

@@ -101,7 +101,8 @@ def _dividers(source: str, body: list[ast.stmt]) -> dict[int, str]:
 def _arguments(body: list[ast.stmt]) -> dict[str, str]:
     """What the class's docstring says of each field."""
     docstring = ast.get_docstring(ast.Module(body, [])) or ""
-    return dict(re.findall(r"^    (\w+): (.+)$", docstring, re.MULTILINE))
+    found = re.findall(r"^    (\w+): (.+(?:\n {6,}\S.*)*)", docstring, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _member(node: ast.stmt, following: ast.stmt | None, told: dict[str, str]) -> Member | None:
