@@ -2,7 +2,7 @@
 
 Packages written for vLLM's plugin protocol import these names. To add one, add an entry here; a
 name that has no home in Mainboard gets one in `mainboard.plugins.vllm_names`. Counts are of 37
-packages that declare a platform; `tests/plugins/print_alias.py` prints the names and what they cost.
+packages that declare a platform; `benchmarks/alias_names.py` prints every name and what all cost.
 """
 
 from __future__ import annotations
