@@ -28,7 +28,7 @@ class Topology(NamedTuple):
         online: every processor, hardware threads counted singly.
         allowed: those that this process may run on.
         physical_cores: the cores behind `allowed`.
-        fast_cores: those among them that are not of a slower kind (big.LITTLE, Intel's hybrids).
+        fast_cores: those among them to use together, where kinds differ (big.LITTLE, hybrids).
         nodes: the NUMA nodes that have processors or memory.
         memory_nodes: the nodes on which this process may have memory.
     """
@@ -107,22 +107,24 @@ def _physical_cores(machine: Machine, cpus: Iterable[int]) -> int:
 
 
 def _fast(machine: Machine, cpus: tuple[int, ...]) -> tuple[int, ...]:
-    """The processors that are not of a slower kind; all of them where the kernel names no kinds.
+    """The processors to give equal parts of work; all of them where the kernel names no kinds.
 
-    ARM's kernels give each processor a capacity, of which the fastest has 1024, and x86's list the
-    kinds of hybrid processors. Work that is cut into equal parts waits for the slowest core, so
-    one that does less than half of the fastest's work holds all others up.
+    ARM's kernels give each processor a capacity, of which the fastest has 1024. Equal parts end
+    when the slowest does, so those that together do most are as many as make their number times
+    the least capacity among them largest. x86's kernels list the kinds of hybrid processors only.
     """
+    folder = "sys/devices/system/cpu"
+    of = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus[:1]}
+    if any(of.values()):
+        of = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus}
+        capacities = sorted(of.values(), reverse=True)
+        most = max(range(len(cpus)), key=lambda place: (place + 1) * capacities[place])
+        return tuple(cpu for cpu in cpus if of[cpu] >= capacities[most])
     slow = {
         cpu
         for kind in ("cpu_atom", "cpu_lowpower")
         for cpu in parse_id_list(machine.text(f"sys/devices/{kind}/cpus"))
     }
-    folder = "sys/devices/system/cpu"
-    capacities = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus[:1]}
-    if any(capacities.values()):
-        capacities = {cpu: machine.number(f"{folder}/cpu{cpu}/cpu_capacity") or 0 for cpu in cpus}
-        slow |= {cpu for cpu, of in capacities.items() if 2 * of < max(capacities.values())}
     return tuple(cpu for cpu in cpus if cpu not in slow) or cpus
 
 

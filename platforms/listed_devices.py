@@ -52,12 +52,13 @@ class ListedDevices(Platform):
     """The control variables, as the system names them."""
 
     # What is known of this class's devices, by the raw values of those variables. Each question
-    # that programs ask in loops has a table of its own: a shorter key, and no function between.
+    # that programs ask in loops has tables of its own, one in the other: a key made of several
+    # values, and a function between, would each cost a quarter of the answer.
     _state: ClassVar[Callable[[], object]]
     _known: ClassVar[dict[Any, Any]]
-    _capability: ClassVar[dict[Any, DeviceCapability | None]]
-    _at_least: ClassVar[dict[Any, bool]]
-    _able: ClassVar[dict[Any, Capabilities]]
+    _capability: ClassVar[dict[object, dict[int, DeviceCapability | None]]]
+    _at_least: ClassVar[dict[object, dict[tuple[int, int] | int, dict[int, bool]]]]
+    _able: ClassVar[dict[object, dict[int, Capabilities]]]
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -131,29 +132,31 @@ class ListedDevices(Platform):
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
         """The device's generation; None when no device is visible."""
         try:
-            return cls._capability[cls._state(), device_id]
+            return cls._capability[cls._state()][device_id]
         except KeyError:
             known = cls._device(device_id).capability if cls.device_count() else None
-            cls._capability[cls._state(), device_id] = known
+            cls._capability.setdefault(cls._state(), {})[device_id] = known
             return known
 
     @classmethod
     def has_device_capability(cls, capability: tuple[int, int] | int, device_id: int = 0) -> bool:
         """Whether the device's generation is `capability` or later."""
         try:
-            return cls._at_least[cls._state(), capability, device_id]
+            return cls._at_least[cls._state()][capability][device_id]
         except KeyError:
             known = super().has_device_capability(capability, device_id)
-            cls._at_least[cls._state(), capability, device_id] = known
+            by_capability = cls._at_least.setdefault(cls._state(), {})
+            by_capability.setdefault(capability, {})[device_id] = known
             return known
 
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What a device of this generation can do."""
         try:
-            return cls._able[cls._state(), device_id]
+            return cls._able[cls._state()][device_id]
         except KeyError:
-            known = cls._able[cls._state(), device_id] = cls._capabilities(device_id)
+            known = cls._capabilities(device_id)
+            cls._able.setdefault(cls._state(), {})[device_id] = known
             return known
 
     @classmethod

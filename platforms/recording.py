@@ -1,6 +1,6 @@
 """A machine as a file: what the probes read of it, written down, and read again elsewhere.
 
-`Recording` is this machine and remembers every answer; `Replay` is a machine that has nothing but
+`Recording` stands before a machine and remembers every answer; `Replay` is a machine that has nothing but
 those answers. So whatever a probe says of somebody's machine can be seen, and kept as a test, on
 one that has none of its hardware. `mainboard env --record DIR` writes such a file.
 
@@ -30,10 +30,17 @@ __all__ = ["Recording", "Replay", "facts_of", "platform_on", "record"]
 
 
 class Recording(Machine):
-    """This machine; whatever is read of it is kept."""
+    """Another machine; whatever is read of it is kept."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, source: Machine) -> None:
+        super().__init__(
+            source.root,
+            source.environ,
+            architecture=source.architecture,
+            system=source.system,
+            import_path=source.import_path,
+        )
+        self._source = source
         self.kept: dict[str, Any] = {
             name: {} for name in ("files", "folders", "packages", "answers")
         }
@@ -41,56 +48,56 @@ class Recording(Machine):
 
     def text(self, name: str, limit: int = -1) -> str | None:
         """What stands in a file."""
-        found = super().text(name, limit)
+        found = self._source.text(name, limit)
         if found is not None:
             self.kept["files"].setdefault(name.lstrip("/"), found)
         return found
 
     def names(self, name: str) -> list[str]:
         """What is in a folder."""
-        found = super().names(name)
+        found = self._source.names(name)
         if found:
             self.kept["folders"][name.lstrip("/")] = found
         return found
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""
-        found = super().exists(name)
+        found = self._source.exists(name)
         if found:
             self._present.setdefault(name.lstrip("/"), True)
         return found
 
     def may_use(self, name: str) -> bool:
         """Whether this user may read and write a device node."""
-        found = super().may_use(name)
+        found = self._source.may_use(name)
         if self.exists(name):
             self._present[name.lstrip("/")] = found
         return found
 
     def package(self, name: str) -> str | None:
         """Where a package is; the record says only that there is one."""
-        found = super().package(name)
+        found = self._source.package(name)
         if found is not None:
             self.kept["packages"].setdefault(name, {})
         return found
 
     def package_text(self, name: str, file: str) -> str | None:
         """What stands in a file of a package."""
-        found = super().package_text(name, file)
+        found = self._source.package_text(name, file)
         if found is not None:
             self.kept["packages"].setdefault(name, {})[file] = found
         return found
 
     def ask(self, script: str, question: str, package: str | None = None) -> Outcome:
         """What a native library answers."""
-        outcome = super().ask(script, question, package)
+        outcome = self._source.ask(script, question, package)
         answer = {"output": outcome.output, "problem": outcome.problem}
         self.kept["answers"][f"{script} {question}"] = answer
         return outcome
 
     def tile_permission(self) -> int | None:
         """Which extended states the kernel grants."""
-        found = self.kept["tile_permission"] = super().tile_permission()
+        found = self.kept["tile_permission"] = self._source.tile_permission()
         return found
 
     def to_record(self) -> dict[str, Any]:
@@ -179,13 +186,17 @@ class Replay(Machine):
         return found
 
 
-def record(origin: str) -> dict[str, Any]:
-    """Ask every built-in platform about this machine, and keep what they read and concluded.
+def record(origin: str, source: Machine | None = None) -> dict[str, Any]:
+    """Ask every built-in platform about a machine, and keep what they read and concluded.
 
     What identifies a machine or its user is replaced: ids of devices, names of control groups. The
     facts are made from the record, so that replaying it gives the same.
+
+    Args:
+        origin: where the record comes from, in words.
+        source: the machine; this one by default.
     """
-    machine = Recording()
+    machine = Recording(source or Machine())
     facts_of(machine)
     kept = shorten(redact({"origin": origin, **machine.to_record()}))
     return {**kept, "facts": facts_of(Replay(kept))}
@@ -204,7 +215,7 @@ def facts_of(machine: Machine) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "verdicts": {name: [str(v.state), v.code] for name, v in verdicts.items()},
         "devices": {},
-        "cpu": _cpu(machine),
+        "cpu": read_cpu_facts(machine).to_dict(),
     }
     for name, verdict in verdicts.items():
         if name != "cpu" and verdict.state is State.ACTIVATED:
@@ -243,10 +254,3 @@ def _device(platform: type[ListedDevices], number: int) -> dict[str, Any]:
         "isa_features": sorted(able.isa_features),
         "integrated": able.integrated_memory,
     }
-
-
-def _cpu(machine: Machine) -> dict[str, Any]:
-    """What is known of the processor, less what changes from one moment to the next."""
-    facts = read_cpu_facts(machine).to_dict()
-    del facts["memory_available"]
-    return facts

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from mainboard.platforms import cpu_features
 from mainboard.platforms.cgroup import read_limits
 from mainboard.platforms.cpu_facts import cpu_facts, read_cpu_facts
 from mainboard.platforms.machine import Machine, cpu_architecture, parse_id_list
+from mainboard.platforms.recording import Replay
 from mainboard.platforms.values import CpuArchEnum
 
 RECORDS = [
@@ -32,7 +36,8 @@ def test_facts_of_a_record(machines: Any, name: str) -> None:
     """Every fact that a record states is what its files give."""
     record = machines.record(name)
     facts = json.loads(json.dumps(read_cpu_facts(machines.build(record)).to_dict()))
-    assert {key: facts[key] for key in record["facts"]} == record["facts"]
+    expected = record["facts"]["cpu"]
+    assert {key: facts[key] for key in expected} == expected
     assert set(record.get("has", [])) <= set(facts["features"])
 
 
@@ -62,6 +67,30 @@ def test_threads(machines: Any, allowed: str, quota: str, threads: int) -> None:
     }
     machine = machines.build({"files": files | siblings})
     assert threads == read_cpu_facts(machine).recommended_threads
+
+
+@pytest.mark.parametrize(("granted", "tiles"), [(None, True), (1 << 18, True), (231, False)])
+def test_tiles_that_the_kernel_refuses(machines: Any, granted: int | None, tiles: bool) -> None:
+    """AMX is there only if the kernel grants its registers, as far as it can be asked."""
+    record = machines.record("sapphire-rapids-cgroup2") | {"tile_permission": granted}
+    facts = read_cpu_facts(Replay(record))
+    assert tiles == ("amx_bf16" in facts.processor.features)
+    assert "avx512_bf16" in facts.processor.features
+    assert facts.tiles_refused is not tiles
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset here")
+@pytest.mark.multiprocess
+def test_taskset() -> None:
+    """A process that is bound to one processor computes with one thread, and says so."""
+    cpu = str(min(os.sched_getaffinity(0)))
+    program = (
+        "from mainboard.platforms import use_platform\n"
+        "with use_platform('cpu') as p: print(p.num_compute_units(), p.discover_numa_topology())"
+    )
+    command = ["taskset", "--cpu-list", cpu, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"1 [[{cpu}]]" == done.stdout.strip()
 
 
 def _version_2(limits: dict[str, str], path: str = "/a/b", root: str = "/") -> dict[str, Any]:
