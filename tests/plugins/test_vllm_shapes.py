@@ -166,6 +166,19 @@ print(json.dumps([backends, type(platform).chosen,
     ]
 
 
+def test_the_doctor_tells_what_is_missing_retired_or_otherwise(run):
+    """As data and as text; it is no problem, since each call is served."""
+    program = "from mainboard.cli import main; raise SystemExit(main({}))"
+    words = ["doctor", "--no-checks", "--json"]
+    report = json.loads(run(program.format(words), "retired").stdout)
+    assert report["ok"]
+    found = {(each["member"], each["kind"]) for each in report["drift"]}
+    assert {("seed_everything", "retired"), ("supports_v1", "retired")} <= found
+    assert ("validate_request", "signature") in found
+    text = run(program.format(words[:2]), "retired").stdout
+    assert "Another contract: Old defines seed_everything, which nobody calls; see manual" in text
+
+
 def test_two_packages_edit_one_logging_configuration(run):
     """In place and through shallow copies, in one process; both are heard, prefix and all."""
     outcome = run(LOAD + "print(json.dumps(states))", "logs-in-place", "logs-copied")

@@ -35,6 +35,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     loaded = plugins.examine(load=True)
     with waiting_for("probing the other platforms"):
         survey = attempt(_survey)
+    differences = attempt(_drift)
     compiled = compiled_kernels()
     steps = [] if options.no_checks else run_steps(_CHECKS, "checking the operators")
     prepared = [step for step in steps if step.name in (START, DTYPES, *PREPARATION)]
@@ -46,13 +47,14 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "system": platform.platform(),
         "verbose": options.verbose,
         "platforms": platforms,
+        "drift": differences.value or [],
         "plugins": loaded,
         "compiled": compiled,
         "questions": [platform_question(platforms), *kernel_questions(compiled, status)],
         "preparation": [step._asdict() for step in prepared],
         "checks": [_check(step) for step in steps if step not in prepared],
     }
-    failures = [decision.failure, survey.failure, compiled["failure"]]
+    failures = [decision.failure, survey.failure, differences.failure, compiled["failure"]]
     report["failures"] = [failure for failure in failures if failure]
     report["problems"] = _problems(report, checked=not options.no_checks)
     report["ok"] = not report["problems"]
@@ -68,6 +70,18 @@ def _selection() -> dict[str, Any]:
     from mainboard.platforms import selection
 
     return selection().to_dict()
+
+
+def _drift() -> list[dict[str, str]]:
+    """How a package's platform differs from the contract; that is tolerated, and worth knowing."""
+    from mainboard.platforms import resolve, selection
+
+    chosen = selection().chosen
+    if chosen is None or chosen.built_in:
+        return []
+    from mainboard.platforms.foreign_calls import drift
+
+    return [each._asdict() for each in drift(resolve.current())]
 
 
 def _survey() -> list[dict[str, Any]]:

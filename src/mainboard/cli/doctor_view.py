@@ -14,6 +14,8 @@ def show(report: dict[str, Any], screen: Screen) -> None:
     versions = f"Mainboard {report['mainboard']}, Python {report['python']}, {report['system']}"
     screen.line(versions, indent=0)
     _show_platforms(report["platforms"], screen)
+    for difference in report["drift"]:
+        screen.line(Mark(f"Another contract: {difference['detail']}", "warn"))
     plugins.show_table(report["plugins"], screen)
     show_questions(report["questions"], screen)
     _show_checks(report, screen)
