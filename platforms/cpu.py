@@ -98,6 +98,11 @@ class CpuPlatform(Platform):
             return ""
         return _ATTENTION_BACKEND
 
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """Path of the class that runs collective operations over `torch.distributed`."""
+        return "mainboard.platforms.communicator.DeviceCommunicator"
+
     # torch.cpu has these, but answers with a word or not at all.
 
     @classmethod
@@ -144,11 +149,37 @@ class CpuPlatform(Platform):
         return _facts().memory()
 
     @classmethod
+    def max_memory_allocated(cls, device: Device = None) -> int:
+        """The most bytes of memory that this process has occupied since the last reset."""
+        peak = _peak_memory()
+        if peak is None:
+            cls._not_offered("max_memory_allocated")
+        return peak
+
+    @classmethod
+    def reset_peak_memory_stats(cls, device: Device = None) -> None:
+        """Start counting the most bytes from now, which the kernel does for this whole process."""
+        try:
+            with open(this_machine().path("proc/self/clear_refs"), "w", encoding="ascii") as file:
+                file.write("5")
+        except OSError as error:
+            raise NotImplementedError(
+                f"{cls.__name__}.reset_peak_memory_stats was asked for, but the kernel does not "
+                f"reset its count here: {error}"
+            ) from error
+
+    @classmethod
+    def graph_pool_handle(cls) -> Any:
+        """None: nothing is captured, so nothing is shared between captures."""
+        return None
+
+    @classmethod
     def memory_stats(cls, device: Device = None) -> dict[str, Any]:
-        """What the system counts, in bytes."""
-        memory = cls.mem_get_info()
+        """What the system counts, in bytes; what it does not count is left out."""
+        memory, peak = cls.mem_get_info(), _peak_memory()
         return {
             "resident_bytes": cls.memory_allocated(),
+            **({} if peak is None else {"peak_resident_bytes": peak}),
             "available_bytes": memory.free,
             "total_bytes": memory.total,
         }
@@ -209,3 +240,11 @@ def _resident_memory() -> int | None:
         return int(pages[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if this_machine().system == "darwin" else peak * 1024
+
+
+def _peak_memory() -> int | None:
+    """The most bytes that this process has occupied, on Linux, where that can be reset."""
+    for line in (this_machine().text("proc/self/status") or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -182,6 +182,11 @@ class ListedDevices(Platform):
         return memory if memory is not None else cls._host_memory().total
 
     @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """Path of the class that runs collective operations over `torch.distributed`."""
+        return "mainboard.platforms.communicator.DeviceCommunicator"
+
+    @classmethod
     def is_pin_memory_available(cls) -> bool:
         """Whether page-locked host memory can be had: yes outside WSL."""
         return not cls._machine().in_wsl

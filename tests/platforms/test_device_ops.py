@@ -154,6 +154,41 @@ def test_cpu_operations() -> None:
     assert cpu.get_device_name()
 
 
+def test_cpu_peak_memory() -> None:
+    """The most memory since the last reset is counted, and the reset takes effect."""
+    cpu = CpuPlatform()
+    try:
+        cpu.reset_peak_memory_stats()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    before = cpu.max_memory_allocated()
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    assert cpu.max_memory_allocated() >= before + (60 << 20)
+    assert cpu.memory_stats()["peak_resident_bytes"] >= cpu.memory_stats()["resident_bytes"]
+    del block
+    cpu.reset_peak_memory_stats()
+    assert cpu.max_memory_allocated() < before + (60 << 20)
+
+
+def test_cpu_has_no_graphs() -> None:
+    """Nothing is captured on the CPU: the shared pool is None, and static graphs are not claimed."""
+    assert CpuPlatform().get_global_graph_pool() is None
+    assert not CpuPlatform.capabilities().static_graphs
+
+
+OPERATIONS = [
+    *("synchronize", "empty_cache", "current_device", "device_count", "current_stream"),
+    *("mem_get_info", "memory_stats", "memory_allocated", "max_memory_allocated"),
+    *("reset_peak_memory_stats", "inference_mode", "graph_pool_handle", "get_device_properties"),
+]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_answered_on_the_cpu(name: str) -> None:
+    """No operation of the contract has to be left out by a program because it runs on the CPU."""
+    getattr(CpuPlatform(), name)()
+
+
 def test_cpu_seed() -> None:
     """Seeding makes the CPU's random numbers repeat."""
     CpuPlatform.manual_seed_all(7)

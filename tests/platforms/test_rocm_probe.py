@@ -148,6 +148,56 @@ def test_device_that_shares_memory(machines: Any, on_machine: Any) -> None:
     assert DeviceCapability(11, 5) == RocmPlatform.get_device_capability()
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "name"),
+    [
+        ("0", "AMD Instinct MI300X"),
+        ("late", "AMD Instinct MI300X"),
+        ("hang", "gfx942"),
+        ("crash", "gfx942"),
+        ("garbage", "gfx942"),
+        ("34", "gfx942"),
+    ],
+)
+def test_management_library(
+    machines: Any,
+    on_machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    behaviour: str,
+    name: str,
+) -> None:
+    """AMD's library adds names that the kernel lacks; if it hangs, dies or raves, that is logged.
+
+    Whether the devices can be used never waits for it.
+    """
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.7" if behaviour == "hang" else "30")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    machines.install_torch(hip="7.1")
+    machines.install_amdsmi(behaviour, ["0000:05:00.0", "0000:26:00.0"])
+    record = machines.record("mi300x-two")
+    files = {path: text for path, text in record["files"].items() if "product_name" not in path}
+    machine = machines.build({**record, "files": files})
+    verdict = rocm.probe(machine)
+    assert "available" == verdict.code and verdict.milliseconds < 600
+    on_machine(machine)
+    assert name == RocmPlatform.get_device_name(1)
+    assert ("names no device" in caplog.text) == (name == "gfx942")
+
+
+def test_free_memory(machines: Any, on_machine: Any) -> None:
+    """Free memory is what the kernel counts; of a part of a divided device nobody counts it."""
+    files = {
+        "sys/bus/pci/devices/0000:05:00.0/mem_info_vram_used": "141652992",
+        "sys/bus/pci/devices/0000:26:00.0/current_compute_partition": "CPX",
+    }
+    record = machines.record("mi300x-two")
+    on_machine(machines.build({**record, "files": record["files"] | files}))
+    assert (206_000_000_000, 206_141_652_992) == RocmPlatform.get_device_memory_info()
+    with pytest.raises(NotImplementedError, match="get_device_memory_info"):
+        RocmPlatform.get_device_memory_info(1)
+
+
 def test_description_is_json(machines: Any, on_machine: Any) -> None:
     """Everything that `mainboard env` shows of the devices is made of JSON types."""
     on_machine(machines.from_record("mi300x-two"))
