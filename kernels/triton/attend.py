@@ -123,7 +123,7 @@ def _attention_work(
         0 if lse is None else lse.stride(0), 0 if block_table is None else block_table.stride(0),
         step(k_scale), step(v_scale),
         dim, pad, value_dim, value_pad, group, made.pack, page, int(how), left >= 0, right >= 0,
-        softcap > 0.0, scale > 0.0, made.even, made.splits, bool(described), made.block_m, made.tile.block_n,
+        softcap > 0.0, scale > 0.0, (k.shape, k.stride()) == (v.shape, v.stride()), made.even, made.splits, bool(described), made.block_m, made.tile.block_n,
         made.shortest,
     )  # fmt: skip
     programs = made.blocks * kv_heads * -(-group // made.pack)

@@ -53,21 +53,21 @@ class Launch:
         numbers: tuple[Any, ...],
         options: Mapping[str, Any],
     ) -> None:
-        self._kernel = kernel
+        self.kernel = kernel
+        self.numbers = numbers
+        self.options = options
         self._grid = (*grid, 1, 1)[:3]
-        self._numbers = numbers
-        self._options = options
         self._compiled: Any = None
 
     def first(self, *tensors: Any, wrap: Wrap = as_is) -> None:
         """Launch through Triton, which compiles the kernel if it must."""
-        compiled = wrap(self._kernel)[self._grid](*tensors, *self._numbers, **self._options)
+        compiled = wrap(self.kernel)[self._grid](*tensors, *self.numbers, **self.options)
         if wrap is as_is and not interpreted():
             self._compiled = compiled
 
     def again(self, *addresses: Any) -> None:
         """Launch on tensors that have the properties of the first ones, given by address."""
-        self._compiled[self._grid](*addresses, *self._numbers)
+        self._compiled[self._grid](*addresses, *self.numbers)
 
 
 class Prepared(Generic[_T]):

@@ -4,6 +4,8 @@ Only sizes known on the host enter, so a plan needs no synchronisation and holds
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,16 +41,38 @@ class Plan:
     shortest: int
 
 
+_pretended: str | None = None
+
+
+@contextmanager
+def pretending(name: str) -> Iterator[None]:
+    """Plan for an architecture that is not here."""
+    global _pretended
+    plan.cache_clear()
+    _pretended = name
+    try:
+        yield
+    finally:
+        _pretended = None
+        plan.cache_clear()
+
+
 @functools.cache
+def _units(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
 def units(index: int) -> int:
     """Compute units of a device."""
-    if interpreted():
-        return 4
-    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+    if _pretended is not None:
+        return 100
+    return 4 if interpreted() else _units(index)
 
 
 def target(index: int) -> str:
     """The architecture by which tiles are chosen."""
+    if _pretended is not None:
+        return _pretended
     return "interpreted" if interpreted() else architecture(index)
 
 

@@ -153,18 +153,22 @@ def attention_kernel(
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
     GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, POSITIVE: tl.constexpr,
-    EVEN: tl.constexpr,
+    ALIKE: tl.constexpr, EVEN: tl.constexpr,
     SPLITS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries over its keys, or with several SPLITS over its share of them."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
     # What the mask cuts off of the last blocks is time lost: they are short.
-    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N >= 128 else BLOCK_N
+    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N * PAD >= 16384 else BLOCK_N
     CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
     ALIBI: tl.constexpr = SLOPES is not None
     # The largest product is the largest score.
     PLAIN: tl.constexpr = POSITIVE and not SOFTCAP and SLOPES is None and K_SCALE is None
+    if ALIKE:
+        # Keys and values lie alike: one set of offsets serves both.
+        stride_vp = stride_kp
+        stride_vt = stride_kt
     pid = tl.program_id(0)
     split = tl.program_id(1)
     head_tiles = kv_heads * CHUNKS
