@@ -1,6 +1,7 @@
 """`mainboard new-platform`: what it writes, what it refuses, and that its projects work."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,8 +78,8 @@ def test_a_folder_that_is_there_is_left_alone(mainboard, tmp_path: Path) -> None
 def test_the_project_passes_its_own_tests(project: Path, tmp_path: Path) -> None:
     """Installed by pip beside Mainboard, with its conformance tests among them."""
     flags = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--no-compile"]
-    site = str(tmp_path / "site")
-    command = [sys.executable, "-P", "-m", "pip", "install", *flags, "--target", site, str(project)]
+    site, copy = str(tmp_path / "site"), shutil.copytree(project, tmp_path / "blue_chip")
+    command = [sys.executable, "-P", "-m", "pip", "install", *flags, "--target", site, str(copy)]
     subprocess.run(command, check=True, cwd=tmp_path)
     kept = {
         name: value
@@ -91,7 +92,7 @@ def test_the_project_passes_its_own_tests(project: Path, tmp_path: Path) -> None
         capture_output=True,
         check=False,
         text=True,
-        cwd=project,
+        cwd=copy,
         env=kept | {"PYTHONPATH": paths, "MAINBOARD_CACHE": "0"},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

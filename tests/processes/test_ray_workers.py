@@ -4,12 +4,17 @@ import shutil
 import sys
 import tempfile
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'mainboard[test]'")
-pytestmark = pytest.mark.multiprocess
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(
+        find_spec("ray") is None, reason="Ray is not installed: pip install 'mainboard[test]'"
+    ),
+]
 
 SHAPES = tomllib.loads((Path(__file__).parent / "shapes.toml").read_text())
 
