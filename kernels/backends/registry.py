@@ -56,7 +56,7 @@ class RegisteredBackend(NamedTuple):
     priority: int | None
     device_types: frozenset[str] | None
     provider: str
-    target: type | None = None
+    target: Any = None
 
     def load(self) -> Any:
         """The backend's class.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from mainboard.kernels.backends.registry import (
     RegisteredBackend,
     registered_backends,
 )
+from mainboard.platforms.foreign_calls import attention_backend, call_hook, call_with
 
 if TYPE_CHECKING:
     from mainboard.platforms import Platform
@@ -199,35 +199,29 @@ def _platforms_own(
     platform: Platform,
 ) -> RegisteredBackend | None:
     """What the platform names; '' and None say that it names none."""
-    path = call_with_known(
-        platform.get_attn_backend_cls,
-        (selected,),
-        {
-            "attn_selector_config": config,
-            "num_heads": num_heads,
-            # What the hook took in earlier releases of vLLM.
-            **config._asdict(),
-            "use_v1": True,
-        },
-    )
-    if not path:
-        return None
     provider = type(platform).__module__
-    return RegisteredBackend(path.rpartition(".")[2], path, registry.PLATFORM, None, provider)
-
-
-def call_with_known(
-    function: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]
-) -> Any:
-    """Call a function with those named values that it takes."""
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C: it says nothing
-        return function(*positional, **named)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return function(*positional, **named)
-    taken = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
-    return function(*positional, **{name: named[name] for name in taken if name in named})
+        answer = attention_backend(platform, selected, config, num_heads)
+    except Exception as error:  # noqa: BLE001 - foreign code; the cause becomes its reason
+        name = f"{type(platform).__name__}.get_attn_backend_cls"
+        return RegisteredBackend(name, name, registry.PLATFORM, None, provider, _Broken(error))
+    if answer is None:
+        return None
+    target = answer if isinstance(answer, type) else None
+    path = answer if isinstance(answer, str) else f"{answer.__module__}.{answer.__qualname__}"
+    name = path.replace(":", ".").rpartition(".")[2]
+    return RegisteredBackend(name, path, registry.PLATFORM, None, provider, target)
+
+
+class _Broken:
+    """Stands for the backend that a platform failed to name."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def validate_configuration(self, *arguments: Any, **named: Any) -> list[str]:
+        """Raise what the platform raised."""
+        raise self.error
 
 
 def _look(
@@ -253,8 +247,8 @@ def _reasons(backend: Any, config: AttentionSelectorConfig, platform: Platform) 
     """What a backend has against a configuration, also one whose method is older or newer."""
     wanted = config._asdict()
     needed = [wanted.pop(name) for name in ("head_size", "dtype", "kv_cache_dtype", "block_size")]
-    wanted["device_capability"] = platform.get_device_capability()
-    reasons = list(call_with_known(backend.validate_configuration, tuple(needed), wanted))
+    wanted["device_capability"] = call_hook(platform, "get_device_capability")
+    reasons = list(call_with(backend.validate_configuration, *needed, current=wanted))
     parameters = inspect.signature(backend.validate_configuration).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return reasons

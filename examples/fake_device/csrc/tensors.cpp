@@ -51,7 +51,8 @@ bool here(const Tensor& x) { return x.device().type() == c10::DeviceType::Privat
 
 void to_device(const Tensor& from, const Tensor& to) {
   // The bytes are taken now, so that the host may do what it likes with its own.
-  const Tensor staged = from.expand(to.sizes()).to(to.scalar_type()).contiguous().clone();
+  const Tensor plain = from.resolve_conj().resolve_neg();
+  const Tensor staged = plain.expand(to.sizes()).to(to.scalar_type()).contiguous().clone();
   const Tensor target = seen_by_device(to);
   queue_for(to).submit([staged, target] { target.copy_(staged); });
 }
@@ -227,6 +228,15 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
+}
+
+// A copy minds both marks itself; PyTorch would clone the source first, by a copy.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+
+TORCH_LIBRARY_IMPL(aten, Negative, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {

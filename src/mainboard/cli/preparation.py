@@ -55,7 +55,9 @@ def _platform() -> dict[str, Any]:
 
 def _kernels() -> dict[str, Any]:
     from mainboard.kernels import status
+    from mainboard.platforms import current_platform
 
+    current_platform.import_kernels()
     return status()
 
 

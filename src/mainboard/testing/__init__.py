@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mainboard.testing.check import NotOffered as NotOffered
     from mainboard.testing.check import Result as Result
     from mainboard.testing.check import State as State
-    from mainboard.testing.check import checks as checks
+    from mainboard.testing.check import all_checks as all_checks
     from mainboard.testing.conformance import AttentionBackendTests as AttentionBackendTests
     from mainboard.testing.conformance import ContractTests as ContractTests
     from mainboard.testing.conformance import DeviceTests as DeviceTests
@@ -35,7 +35,7 @@ _HOMES = {
     "NotOffered": "check",
     "Result": "check",
     "State": "check",
-    "checks": "check",
+    "all_checks": "check",
     "AttentionBackendTests": "conformance",
     "ContractTests": "conformance",
     "DeviceTests": "conformance",
@@ -69,7 +69,7 @@ __all__ = [
     "State",
     "StreamTests",
     "Subject",
-    "checks",
+    "all_checks",
     "open_subject",
     "verify",
 ]
@@ -81,6 +81,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # `checks` is also the package of the checks, which importing it would put here.
     globals()[name] = value
     return value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from mainboard.testing.subject import Subject
 
-__all__ = ["GROUPS", "Check", "NotOffered", "Result", "State", "check", "checks", "run"]
+__all__ = ["GROUPS", "Check", "NotOffered", "Result", "State", "all_checks", "check", "run"]
 
 GROUPS = (
     "registration",
@@ -110,7 +110,7 @@ def check(id: str, summary: str, feature: str | None = None) -> Callable[[Functi
     return add
 
 
-def checks() -> Mapping[str, Check]:
+def all_checks() -> Mapping[str, Check]:
     """Every check by its id, in order."""
     for group in GROUPS:
         import_module(f"mainboard.testing.checks.{group}")

@@ -120,7 +120,7 @@ def inventory() -> dict[str, Any]:
         "count": count,
         "facts": [_facts(platform, device) for device in range(count)],
         "physical": [platform.device_id_to_physical_device_id(i) for i in range(count)],
-        "works": compute(platform.device_type) if count else None,
+        "works": compute(platform) if count else None,
     }
 
 
@@ -134,10 +134,12 @@ def _facts(platform: Any, device: int) -> dict[str, Any]:
     return facts
 
 
-def compute(device_type: str) -> bool:
+def compute(platform: Any) -> bool:
     """Whether a small computation on the device gives what it gives on the host."""
     import torch
 
+    platform.import_kernels()
+    device_type = platform.device_type
     there = torch.arange(64, dtype=torch.float32).to(device_type)
     result: bool = torch.equal((there * 2 + 1).cpu(), torch.arange(1.0, 129.0, 2.0))
     return result
@@ -155,7 +157,7 @@ def fork() -> dict[str, Any]:
     if child == 0:
         status = 1
         try:
-            answer: dict[str, Any] = {"works": compute(platform.device_type)}
+            answer: dict[str, Any] = {"works": compute(platform)}
             status = 0
         except BaseException as error:  # noqa: BLE001 - foreign code; its failure is the finding
             answer = {"error": f"{type(error).__name__}: {error}"}
@@ -177,7 +179,7 @@ def worker() -> dict[str, Any]:
     from mainboard.platforms import current_platform
     from mainboard.platforms.resolve import identity
 
-    return {"identity": identity(), "works": compute(current_platform.device_type)}
+    return {"identity": identity(), "works": compute(current_platform)}
 
 
 def _main(name: str, arguments: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from mainboard.testing.check import Check, State, checks, run
+from mainboard.testing.check import Check, State, all_checks, run
 from mainboard.testing.requirements import Requirements
 from mainboard.testing.subject import open_subject
 
@@ -59,7 +59,7 @@ class _Group:
     def __init_subclass__(cls, group: str = "", **kwargs: Any) -> None:
         """Give a class of this module the tests of its group."""
         super().__init_subclass__(**kwargs)
-        for id, one in checks().items():
+        for id, one in all_checks().items():
             if group and id.startswith(f"{group}."):
                 setattr(cls, f"test_{id.replace('.', '_')}", _test_of(one))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mainboard import __version__
-from mainboard.testing.check import Check, Result, State, checks, run
+from mainboard.testing.check import Check, Result, State, all_checks, run
 from mainboard.testing.requirements import Requirements
 from mainboard.testing.subject import open_subject
 
@@ -96,7 +96,7 @@ def chosen_checks(only: Iterable[str] = ()) -> list[Check]:
         ValueError: a name means no check.
     """
     wanted = tuple(only)
-    known = checks()
+    known = all_checks()
     for name in wanted:
         if name not in known and not any(id.startswith(f"{name}.") for id in known):
             raise ValueError(f"no check or group is called {name!r}; checks are {', '.join(known)}")

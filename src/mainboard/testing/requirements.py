@@ -61,14 +61,14 @@ class Requirements:
 
     def __post_init__(self) -> None:
         """Refuse a feature or a check that does not exist: it would never be looked at."""
-        from mainboard.testing.check import checks
+        from mainboard.testing.check import all_checks
 
         object.__setattr__(self, "offers", frozenset(self.offers))
         object.__setattr__(self, "operators", frozenset(self.operators))
         for option, names, known in (
             ("offers", self.offers, FEATURES),
-            ("skip", self.skip, checks()),
-            ("known_faults", self.known_faults, checks()),
+            ("skip", self.skip, all_checks()),
+            ("known_faults", self.known_faults, all_checks()),
         ):
             for name in names:
                 if name not in known:

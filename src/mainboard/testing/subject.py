@@ -33,12 +33,20 @@ class Subject:
         platform: the object that `current_platform` is.
         verdict: how it was found.
         requirements: what is demanded of it.
+        environment: that of new interpreters, as it was before any plugin ran.
     """
 
-    def __init__(self, platform: Platform, verdict: Verdict, requirements: Requirements) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        verdict: Verdict,
+        requirements: Requirements,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.platform = platform
         self.verdict = verdict
         self.requirements = requirements
+        self.environment = dict(os.environ if environment is None else environment)
 
     @property
     def label(self) -> str:
@@ -125,7 +133,7 @@ class Subject:
         Returns:
             What it returned; `{"error": ...}` when it raised, died or gave no answer in time.
         """
-        variables = dict(os.environ)
+        variables = dict(self.environment)
         variables |= {"MAINBOARD_PLATFORM": self.label, "PYTHONPATH": os.pathsep.join(sys.path)}
         for name, value in (environment or {}).items():
             variables.pop(name, None)
@@ -163,6 +171,7 @@ def open_subject(requirements: Requirements) -> Iterator[Subject]:
     from mainboard import platforms
     from mainboard.plugins import load_general_plugins
 
+    environment = dict(os.environ)
     load_general_plugins()
     name = requirements.platform
     with (
@@ -173,4 +182,4 @@ def open_subject(requirements: Requirements) -> Iterator[Subject]:
         verdict = platforms.selection().chosen
         assert verdict is not None
         platform.import_kernels()
-        yield Subject(platform, verdict, requirements)
+        yield Subject(platform, verdict, requirements, environment)

@@ -184,6 +184,9 @@ def answers(subject: Subject) -> Iterator[str]:
             value = subject.ask(name)
         except NotOffered:
             continue
+        except Exception as error:  # noqa: BLE001 - foreign code; its failure is the finding
+            yield f"{name}() failed: {type(error).__name__}: {_first_line(error)}"
+            continue
         if not isinstance(value, _KINDS[kind]) or (kind != "bool" and isinstance(value, bool)):
             yield f"{name}() is {value!r}; the contract says {kind}"
 

@@ -114,7 +114,7 @@ def limit(subject: Subject) -> Iterator[str]:
         yield f"it is a {type(error).__name__}, which programs do not catch: torch.OutOfMemoryError"
     else:
         yield f"a tensor of {size} bytes can be made on a device that has fewer"
-    if not compute(subject.platform.device_type):
+    if not compute(subject.platform):
         yield "after the error a computation gives a wrong result"
 
 
