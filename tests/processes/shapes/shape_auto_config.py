@@ -1,4 +1,4 @@
-"""Registers with Transformers, which refuses a second registration (hcx, VibeVoice)."""
+"""Registers with Transformers, which refuses a second registration."""
 
 import os
 

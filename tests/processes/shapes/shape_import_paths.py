@@ -1,4 +1,4 @@
-"""Reaches the registry by each of its three import paths (ascend, metax, kunlun)."""
+"""Reaches the registry by each of its three import paths."""
 
 import os
 

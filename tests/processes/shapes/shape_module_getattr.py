@@ -1,4 +1,4 @@
-"""Has its function only when it is asked for, and adds variables (metal, zentorch, FL)."""
+"""Has its function only when it is asked for, and adds variables (metal, zentorch)."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Registers a model at every call, without a look (jina, rbln)."""
+"""Registers a model at every call, without a look (jina, gcu)."""
 
 import os
 
