@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 BUDGET = 60.0
 
+# What the names need of the standard library; importing these alone is the control of a run.
+CONTROL = ("argparse", "dataclasses", "enum", "logging", "threading", "typing")
+
 # Reading it chooses the platform, which has a budget of its own.
 CHOOSES = ("current_platform",)
 
@@ -71,7 +74,20 @@ def describe(value: Any) -> str:
     return f"{kind} of {home}" if home.startswith("mainboard") else kind
 
 
-def sample() -> dict[str, Any]:
+def control() -> dict[str, Any]:
+    """Import what the names need of the standard library."""
+    import time
+
+    start, cpu = time.perf_counter(), time.process_time()
+    for name in CONTROL:
+        import_module(name)
+    return {
+        "milliseconds": (time.perf_counter() - start) * 1e3,
+        "cpu_milliseconds": (time.process_time() - cpu) * 1e3,
+    }
+
+
+def sample(what: str) -> dict[str, Any]:
     """One fresh process."""
     import json
     import os
@@ -87,7 +103,7 @@ def sample() -> dict[str, Any]:
     }
     # Installed code has its bytecode; the process that is not counted writes what is missing.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-S", "-P", __file__, "--child"]
+    command = [sys.executable, "-S", "-P", __file__, what]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -96,22 +112,34 @@ def sample() -> dict[str, Any]:
 def measure(samples: int) -> dict[str, Any]:
     """The names, and the figures over all samples."""
     import os
-    import statistics
 
-    first = sample()
-    figures = [sample() for _ in range(samples)]
-    walls = [each["milliseconds"] for each in figures]
+    first = sample("--child")
+    figures, controls = [], []
+    for _ in range(samples):
+        figures.append(sample("--child"))
+        controls.append(sample("--control"))
     return {
         "names": first["names"],
         "torch": any(each["torch"] for each in figures),
         "samples": samples,
-        "median": round(statistics.median(walls), 1),
+        "all": summary(figures),
+        "control": summary(controls),
+        "budget": BUDGET,
+        "within_budget": summary(figures)["median"] <= BUDGET,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def summary(figures: list[dict[str, Any]]) -> dict[str, float]:
+    """Median and extremes of the time, and the median of the processor's."""
+    from statistics import median
+
+    walls = [each["milliseconds"] for each in figures]
+    return {
+        "median": round(median(walls), 1),
         "min": round(min(walls), 1),
         "max": round(max(walls), 1),
-        "cpu": round(statistics.median(each["cpu_milliseconds"] for each in figures), 1),
-        "budget": BUDGET,
-        "within_budget": statistics.median(walls) <= BUDGET,
-        "load": [round(value, 2) for value in os.getloadavg()],
+        "cpu": round(median(each["cpu_milliseconds"] for each in figures), 1),
     }
 
 
@@ -123,17 +151,22 @@ def show(result: dict[str, Any]) -> None:
     names = [name for _, name, _, _ in result["names"] if name]
     modules = len(result["names"]) - len(names)
     print(f"\n{modules} modules, {len(names)} names; torch imported: {result['torch']}")
+    for title, key in (("names without torch", "all"), ("control", "control")):
+        row = result[key]
+        print(
+            f"{title}: median {row['median']} ms of {result['samples']} processes (min"
+            f" {row['min']}, max {row['max']}; processor time {row['cpu']} ms)"
+        )
     print(
-        f"names without torch: median {result['median']} ms of {result['samples']} processes"
-        f" (min {result['min']}, max {result['max']}; processor time {result['cpu']} ms), budget"
-        f" {result['budget']:.0f} ms, load {result['load'][0]}"
+        f"control is importing {', '.join(CONTROL)}; budget {result['budget']:.0f} ms; load {result['load']}"
     )
 
 
 def main() -> int:
     """Print the table; 1 when torch was imported where it should not be."""
-    if sys.argv[1:] == ["--child"]:
-        figures = read_all()
+    children = {"--child": read_all, "--control": control}
+    if sys.argv[1:] and sys.argv[1] in children:
+        figures = children[sys.argv[1]]()
         import json
 
         print(json.dumps(figures))

@@ -36,7 +36,10 @@ class AliasModule(ModuleType):
             return _resolve(alias.names[name])
         if f"{self.__name__}.{name}" in ALIASES:
             return import_module(f"{self.__name__}.{name}")
-        if alias.target is not None and (not _is_dunder(name) or name == "__all__"):
+        if name == "__all__":
+            behind = import_module(alias.target).__all__ if alias.target else ()
+            return sorted({*alias.names, *behind} - {*alias.retired})
+        if alias.target is not None and not _is_dunder(name):
             try:
                 return getattr(import_module(alias.target), name)
             except AttributeError as error:
@@ -64,10 +67,10 @@ class AliasModule(ModuleType):
             delattr(*_home(alias, name))
 
     def __dir__(self) -> list[str]:
-        """The names of the module behind and of this one."""
+        """The names of the module behind and of this one; retired ones are not shown."""
         alias = ALIASES[self.__name__]
         behind = dir(import_module(alias.target)) if alias.target else []
-        return sorted({*super().__dir__(), *alias.names, *behind})
+        return sorted({*super().__dir__(), *alias.names, *behind} - {*alias.retired})
 
 
 def make_spec(name: str, loader: Any) -> ModuleSpec:

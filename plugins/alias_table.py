@@ -321,6 +321,10 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
             f"{_UTILS}.torch_utils",
             torch=("STR_DTYPE_TO_TORCH_DTYPE", "vllm_lib"),
         ),
+        "vllm.ray": Alias("the parent of the next"),
+        "vllm.ray.lazy_utils": Alias(
+            "one vendor package asks whether it is in an actor", f"{_UTILS}.ray_utils"
+        ),
         "vllm.sequence": Alias(
             "IntermediateTensors, at import of one vendor package", f"{_NAMES}.sequence"
         ),

@@ -142,6 +142,43 @@ except ImportError as error:
     assert text.startswith(f"{missing} was asked for")
 
 
+def test_retired_names_are_told_once_with_the_line_that_used_them(run):
+    """Outside of a plugin the file and line are named; `dir` does not show them."""
+    program = (
+        START
+        + """
+import vllm.utils
+for _ in range(2):
+    from vllm.utils import cdiv
+print(json.dumps([cdiv(7, 2), "cdiv" in dir(vllm.utils), "random_uuid" in dir(vllm.utils)]))
+"""
+    )
+    outcome = run(program)
+    assert outcome.json == [4, False, True]
+    [line] = outcome.stderr.splitlines()
+    assert line == (
+        "vllm.utils.cdiv was used by <string>:5. vLLM 0.33.0 no longer has it; Mainboard still"
+        " does. Use vllm.utils.math_utils.cdiv."
+    )
+
+
+def test_submodules_are_attributes_and_names_come_with_a_star(run):
+    """`import vllm` is enough for `vllm.envs`, and `*` brings what the module offers."""
+    program = (
+        START
+        + """
+import importlib, vllm
+before = "vllm.config" in sys.modules
+from vllm.logger import *
+from vllm.config import *
+print(json.dumps([before, vllm.envs.VLLM_PORT, vllm.config.cache.__name__,
+    callable(init_logger) and CacheConfig is vllm.config.CacheConfig,
+    importlib.reload(vllm.envs) is sys.modules["vllm.envs"]]))
+"""
+    )
+    assert run(program).json == [False, None, "vllm.config.cache", True, True]
+
+
 def test_absent_attributes_are_absent(run):
     """`hasattr` and `getattr` with a default answer as they do for any module."""
     program = (

@@ -180,6 +180,17 @@ def test_the_level_decides_what_is_compiled_and_captured(options, mode, graphs, 
     assert not engine.VllmConfig(eager, **options).compilation_config.cudagraph_mode
 
 
+def test_what_a_whole_configuration_answers(monkeypatch):
+    """How many tokens a step has, and which model runner is asked for."""
+    config = engine.VllmConfig(
+        speculative_config=features.SpeculativeConfig(num_speculative_tokens=3)
+    )
+    assert (config.num_speculative_tokens, config.uniform_decode_query_len) == (3, 4)
+    assert (engine.VllmConfig().num_speculative_tokens, config.use_v2_model_runner) == (0, False)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert config.use_v2_model_runner
+
+
 def test_modes_of_graphs_combine_as_in_vllm():
     """A pair is one mode for decoding and one for the rest."""
     modes = compilation.CUDAGraphMode

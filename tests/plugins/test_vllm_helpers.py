@@ -22,6 +22,7 @@ from mainboard.plugins.vllm_names.utils import (
     math_utils,
     mem_constants,
     random_uuid,
+    ray_utils,
     system_utils,
     torch_utils,
 )
@@ -118,6 +119,20 @@ def test_functions_that_run_once_and_what_they_take():
     assert system_utils.supports_kw(function, "c")
     assert not system_utils.supports_kw(function, "c", allow_var_kwargs=False)
     assert len({random_uuid() for _ in range(9)}) == 9
+
+
+def test_rays_processes(monkeypatch):
+    """No without Ray, which is not imported for it; in an actor and outside as Ray says."""
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert not ray_utils.is_in_ray_actor()
+    assert "ray" not in sys.modules
+    context = SimpleNamespace(get_actor_id=lambda: None)
+    ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert ray_utils.is_ray_initialized()
+    assert not ray_utils.is_in_ray_actor()
+    context.get_actor_id = lambda: "a"
+    assert ray_utils.is_in_ray_actor()
 
 
 def test_a_placeholder_can_be_named_and_not_used():

@@ -8,6 +8,7 @@ from dataclasses import replace as replace_fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
+from mainboard.plugins.vllm_names import envs
 from mainboard.plugins.vllm_names.config.compilation import (
     CompilationConfig,
     CompilationMode,
@@ -152,6 +153,16 @@ class VllmConfig(Config):
     def num_speculative_tokens(self) -> int:
         """How many tokens are drafted at a time."""
         return (self.speculative_config and self.speculative_config.num_speculative_tokens) or 0
+
+    @property
+    def use_v2_model_runner(self) -> bool:
+        """Whether `VLLM_USE_V2_MODEL_RUNNER` asks for vLLM's second model runner."""
+        return bool(envs.VLLM_USE_V2_MODEL_RUNNER)
+
+    @property
+    def uniform_decode_query_len(self) -> int:
+        """How many tokens of a sequence a step of decoding has."""
+        return 1 + self.num_speculative_tokens
 
     def compute_hash(self, include_version: bool = True) -> str:
         """A text that differs between configurations that differ."""
