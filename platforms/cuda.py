@@ -123,12 +123,6 @@ class CudaPlatformBase(ListedDevices):
         cls._not_offered("get_device_memory_info")
 
     @classmethod
-    def links(cls) -> tuple[DeviceLink, ...]:
-        """How each pair of devices is connected, by physical ids, without starting one."""
-        known: tuple[DeviceLink, ...] = cls._remembered("links", None, cls._read_links)
-        return known
-
-    @classmethod
     def _read_links(cls) -> tuple[DeviceLink, ...]:
         if len(cls._listed()) < 2:
             return ()

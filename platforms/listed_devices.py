@@ -7,8 +7,6 @@ change of them after import is honoured and asking again in a loop costs next to
 
 from __future__ import annotations
 
-from functools import partial
-
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms import machine
 from mainboard.platforms.interface import Platform
@@ -21,6 +19,10 @@ if TYPE_CHECKING:
     from mainboard.platforms.machine import Machine
 
 __all__ = ["DeviceLink", "ListedDevices"]
+
+
+# Given to every `_state`; where several variables count, it reads those instead.
+_CONTROL = b"CUDA_VISIBLE_DEVICES"
 
 
 class DeviceLink(NamedTuple):
@@ -54,10 +56,10 @@ class ListedDevices(Platform):
     # What is known of this class's devices, by the raw values of those variables. Each question
     # that programs ask in loops has tables of its own, one in the other: a key made of several
     # values, and a function between, would each cost a quarter of the answer.
-    _state: ClassVar[Callable[[], object]]
+    _state: ClassVar[Callable[[bytes], object]]
     _known: ClassVar[dict[Any, Any]]
     _capability: ClassVar[dict[object, dict[int, DeviceCapability | None]]]
-    _at_least: ClassVar[dict[object, dict[tuple[int, int] | int, dict[int, bool]]]]
+    _at_least: ClassVar[dict[object, dict[tuple[int, int] | int, bool]]]
     _able: ClassVar[dict[object, dict[int, Capabilities]]]
 
     def __init_subclass__(cls, **named: Any) -> None:
@@ -88,7 +90,7 @@ class ListedDevices(Platform):
     @classmethod
     def _remembered(cls, question: str, of: object, answer: Callable[[], Any]) -> Any:
         """The answer to a question that depends on the visible devices alone."""
-        key = (cls._state(), question, of)
+        key = (cls._state(_CONTROL), question, of)
         try:
             return cls._known[key]
         except KeyError:
@@ -120,7 +122,8 @@ class ListedDevices(Platform):
         """Physical ids in the order of visible ids; None when nothing hides or reorders any."""
         ids = [device.id for device in cls._visible()]
         everything = ids == list(range(len(cls._listed())))
-        return None if everything and cls._state() is None else ids
+        read = cls._machine().raw_setting
+        return None if everything and not any(map(read, cls._controls)) else ids
 
     @classmethod
     def device_count(cls) -> int:
@@ -132,31 +135,36 @@ class ListedDevices(Platform):
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
         """The device's generation; None when no device is visible."""
         try:
-            return cls._capability[cls._state()][device_id]
+            return cls._capability[cls._state(_CONTROL)][device_id]
         except KeyError:
-            known = cls._device(device_id).capability if cls.device_count() else None
-            cls._capability.setdefault(cls._state(), {})[device_id] = known
+            known = cls._read_capability(device_id)
+            cls._capability.setdefault(cls._state(_CONTROL), {})[device_id] = known
             return known
+
+    @classmethod
+    def _read_capability(cls, device_id: int) -> DeviceCapability | None:
+        return cls._device(device_id).capability if cls.device_count() else None
 
     @classmethod
     def has_device_capability(cls, capability: tuple[int, int] | int, device_id: int = 0) -> bool:
         """Whether the device's generation is `capability` or later."""
+        if device_id:
+            return super().has_device_capability(capability, device_id)
         try:
-            return cls._at_least[cls._state()][capability][device_id]
+            return cls._at_least[cls._state(_CONTROL)][capability]
         except KeyError:
-            known = super().has_device_capability(capability, device_id)
-            by_capability = cls._at_least.setdefault(cls._state(), {})
-            by_capability.setdefault(capability, {})[device_id] = known
+            known = super().has_device_capability(capability)
+            cls._at_least.setdefault(cls._state(_CONTROL), {})[capability] = known
             return known
 
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What a device of this generation can do."""
         try:
-            return cls._able[cls._state()][device_id]
+            return cls._able[cls._state(_CONTROL)][device_id]
         except KeyError:
             known = cls._capabilities(device_id)
-            cls._able.setdefault(cls._state(), {})[device_id] = known
+            cls._able.setdefault(cls._state(_CONTROL), {})[device_id] = known
             return known
 
     @classmethod
@@ -205,6 +213,11 @@ class ListedDevices(Platform):
     @classmethod
     def links(cls) -> tuple[DeviceLink, ...]:
         """How each pair of devices is connected, by physical ids, without starting one."""
+        known: tuple[DeviceLink, ...] = cls._remembered("links", None, cls._read_links)
+        return known
+
+    @classmethod
+    def _read_links(cls) -> tuple[DeviceLink, ...]:
         raise NotImplementedError
 
     @classmethod
@@ -228,14 +241,17 @@ def _names(devices: Iterable[Any]) -> str:
     return ", ".join(f"{device.id} ({device.name})" for device in devices)
 
 
-def _state_reader(machine: Machine, controls: Sequence[bytes]) -> Callable[[], object]:
-    """A function that says what the visible devices depend on; None if no variable is set."""
+def _state_reader(machine: Machine, controls: Sequence[bytes]) -> Callable[[bytes], object]:
+    """A function of one variable's name that reads what the visible devices depend on.
+
+    Args:
+        machine: whose variables they are.
+        controls: the variables; one or three of them are read without a loop.
+    """
     read = machine.raw_setting
     if len(controls) == 1:
-        return partial(read, controls[0])
-
-    def state() -> object:
-        values = tuple(map(read, controls))
-        return values if any(value is not None for value in values) else None
-
-    return state
+        return read
+    if len(controls) == 3:
+        first, second, third = controls
+        return lambda _: (read(first), read(second), read(third))
+    return lambda _: tuple(map(read, controls))

@@ -103,10 +103,9 @@ class RocmPlatform(ListedDevices):
         return int(cls._torch_member("device_count")())
 
     @classmethod
-    def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
-        """The device's generation, (9, 4) for gfx942; None when no device is visible."""
+    def _read_capability(cls, device_id: int) -> DeviceCapability | None:
         if cls.devices():
-            return super().get_device_capability(device_id)
+            return super()._read_capability(device_id)
         if not cls.device_count():
             return None
         return DeviceCapability(*cls._torch_member("get_device_capability")(device_id))
@@ -164,8 +163,7 @@ class RocmPlatform(ListedDevices):
         return int(cls.get_device_properties(device_id).multi_processor_count)
 
     @classmethod
-    def links(cls) -> tuple[DeviceLink, ...]:
-        """How each pair of devices is connected, by physical ids, as the kernel lists it."""
+    def _read_links(cls) -> tuple[DeviceLink, ...]:
         listed = rocm_devices.read_links(cls._machine())
         ways = {(link.first, link.second) for link in listed}
         xgmi = {(link.first, link.second) for link in listed if link.xgmi}
