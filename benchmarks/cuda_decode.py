@@ -7,6 +7,7 @@ graph that rotates over more keys than the L2 holds.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -129,10 +130,12 @@ def wrong(case: AttentionCase) -> str | None:
     return None if torch.equal(first, call[3]) else "a second call gives other bits"
 
 
-def check() -> int:
-    """Run all cases; returns how many are wrong."""
+def check(dims: list[int]) -> int:
+    """Run all cases of some head dimensions; returns how many are wrong."""
     failures = count = 0
     for case in cases():
+        if case.head_dim not in dims:
+            continue
         count += 1
         try:
             why = wrong(case)
@@ -170,6 +173,97 @@ def tensors(row: Row, copies: int) -> list[list[Any]]:
     return calls
 
 
+@dataclass(frozen=True)
+class LatentRow:
+    """One line of the table for latent attention."""
+
+    batch: int
+    length: int
+    heads: int
+    page: int = 64
+    queries: int = 1
+    deterministic: bool = False
+
+    def __str__(self) -> str:
+        name = f"MLA B{self.batch} L{self.length} nq{self.queries} H{self.heads} page{self.page}"
+        return name + " fixed" if self.deterministic else name
+
+
+LATENT_ROWS = (
+    LatentRow(1, 8192, 16), LatentRow(8, 8192, 16), LatentRow(64, 8192, 16),
+    LatentRow(64, 8192, 16, page=16), LatentRow(64, 8192, 32), LatentRow(64, 8192, 64),
+    LatentRow(64, 8192, 128), LatentRow(64, 8192, 128, queries=2), LatentRow(128, 4096, 128),
+)  # fmt: skip
+
+
+def latent_tensors(row: LatentRow, copies: int) -> list[list[Any]]:
+    """Arguments of `copies` calls of mla_decode that share nothing but lengths."""
+    pages_each = -(-row.length // row.page)
+    pages = row.batch * pages_each
+    ints = {"dtype": torch.int32, "device": "cuda"}
+    offsets = torch.arange(row.batch + 1, **ints) * row.queries
+    used = torch.full((row.batch,), row.length, **ints)
+    calls = []
+    for _ in range(copies):
+        cache = torch.empty(pages, row.page, 576, dtype=BF16, device="cuda").normal_()
+        q = torch.randn(row.batch * row.queries, row.heads, 576, device="cuda").to(BF16)
+        table = torch.randperm(pages, device="cuda").to(torch.int32).view(row.batch, pages_each)
+        out = q.new_empty(*q.shape[:2], 512)
+        calls.append([
+            q, cache, out, None, offsets, used, table, row.queries, row.length, 192**-0.5, True,
+            None, row.deterministic,
+        ])  # fmt: skip
+    return calls
+
+
+def check_latent() -> int:
+    """Compare mla_decode with float64; returns how many cases are wrong."""
+    failures = count = 0
+    keys = [700, 1, 64, 0, 2500, 333]
+    for heads in (1, 16, 24, 64, 128):
+        for queries in ([1, 1, 1, 1, 1, 1], [2, 1, 3, 2, 0, 5]):
+            for page in (16, 64):
+                for dtype, fixed in ((BF16, False), (F16, False), (BF16, True)):
+                    case = replace(
+                        AttentionCase((1,), (1,), 1, 1, 576, 512, dtype), page_size=page,
+                        heads=heads, queries=tuple(queries), keys=tuple(keys), seed=heads,
+                    )  # fmt: skip
+                    given = case.inputs("cuda")
+                    o, cache = given.options, given.k.squeeze(2)
+                    tokens = sum(queries)
+                    call = [
+                        given.q, cache, None, None, o["cu_seqlens_q"], o["seqused_k"],
+                        o["block_table"], max(queries), max(keys), 192**-0.5, True, None, fixed,
+                    ]  # fmt: skip
+                    answers = []
+                    for precision in (torch.float64, dtype):
+                        out = torch.full((tokens, heads, 512), torch.nan, dtype=precision).cuda()
+                        lse_type = torch.float32 if precision is dtype else precision
+                        call[2:4] = (
+                            out,
+                            torch.full((heads, tokens), torch.nan, dtype=lse_type).cuda(),
+                        )
+                        if precision is torch.float64:
+                            reference.mla_decode(*call, precision=precision)
+                        else:
+                            torch.ops.mainboard_cuda.mla_decode(*call)
+                        answers.append((call[2].double(), call[3].double()))
+                    (expected, expected_lse), (got, lse) = answers
+                    count += 1
+                    allowed = 6 * torch.finfo(dtype).eps
+                    bad = not (got - expected).abs().le(allowed).all()
+                    bad |= not ((lse - expected_lse).abs().le(2e-3) | (lse == expected_lse)).all()
+                    if bad:
+                        failures += 1
+                        if failures <= 8:
+                            error = (got - expected).abs().max().item()
+                            print(
+                                f"WRONG mla {heads=} {queries} {page=} {dtype} {fixed=}: {error:.3g}"
+                            )
+    print(f"{count} latent cases, {failures} wrong", flush=True)
+    return failures
+
+
 def graph_microseconds(calls: list[Callable[[], Any]], repeats: int) -> float:
     """Time of one call in a graph of `repeats` rounds over all calls."""
     for call in calls:
@@ -191,21 +285,28 @@ def graph_microseconds(calls: list[Callable[[], Any]], repeats: int) -> float:
     return sorted(times)[2]
 
 
-def measure(row: Row) -> dict[str, Any]:
+def measure(row: Row | LatentRow) -> dict[str, Any]:
     """Time a row both ways."""
     from triton.testing import do_bench
 
-    size = (row.cache or BF16).itemsize
-    moved = 2 * row.batch * row.length * row.kv_heads * row.dim * size
+    if isinstance(row, LatentRow):
+        moved = 2 * 576 * row.batch * row.length
+        flops = 2 * (576 + 512) * row.batch * row.length * row.queries * row.heads
+        operator, draw = torch.ops.mainboard_cuda.mla_decode.default, latent_tensors
+    else:
+        size = (row.cache or BF16).itemsize
+        moved = 2 * row.batch * row.length * row.kv_heads * row.dim * size
+        flops = 4 * row.batch * row.length * row.heads * row.dim * row.queries
+        operator, draw = torch.ops.mainboard_cuda.attention.default, tensors
     copies = max(1, min(24, -(-ROTATED_BYTES // moved)))
-    inputs = tensors(row, copies)
-    operator = torch.ops.mainboard_cuda.attention.default
+    inputs = draw(row, copies)
     calls = [lambda given=given: operator(*given) for given in inputs]
     graphed = graph_microseconds(calls, max(1, 48 // copies))
     cold = do_bench(calls[0], warmup=20, rep=60, return_mode="median") * 1e3
     return {
         "row": str(row), "do_bench_us": cold, "graph_us": graphed, "bytes": moved,
         "do_bench_gbs": moved / cold / 1e3, "graph_gbs": moved / graphed / 1e3,
+        "graph_tflops": flops / graphed / 1e6,
     }  # fmt: skip
 
 
@@ -214,7 +315,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--only", help="rows that contain this text")
+    parser.add_argument("--only", help="rows that this regular expression finds")
+    parser.add_argument("--dims", type=int, nargs="*", help="head dimensions to check, all if none")
     parser.add_argument("--library", help="a library to load instead of the installed one")
     parser.add_argument("--json", help="where to write the times")
     options = parser.parse_args()
@@ -224,19 +326,20 @@ def main() -> None:
         from mainboard.kernels import library
 
         print(library.loaded("cuda").reason)
-    assert reference is not None
-    failures = check() if options.check else 0
+    failures = check(options.dims or [*cuda_support.HEAD_DIMS]) if options.check else 0
+    if options.check and not options.dims:
+        failures += check_latent()
     results = []
     if options.time:
-        for row in ROWS:
-            if options.only and options.only not in str(row):
+        for row in (*ROWS, *LATENT_ROWS):
+            if options.only and not re.search(options.only, str(row)):
                 continue
             result = measure(row)
             results.append(result)
             print(
                 f"{result['row']:55} do_bench {result['do_bench_us']:8.1f} us "
                 f"{result['do_bench_gbs']:6.0f} GB/s   graph {result['graph_us']:8.1f} us "
-                f"{result['graph_gbs']:6.0f} GB/s",
+                f"{result['graph_gbs']:6.0f} GB/s {result['graph_tflops']:4.0f} TFLOP/s",
                 flush=True,
             )
     if options.json:

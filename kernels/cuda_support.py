@@ -12,7 +12,13 @@ from mainboard.kernels.validate import FP8_DTYPES
 
 __all__ = ["OPERATORS", "refuses"]
 
-OPERATORS = ("attention", "reshape_and_cache", "merge_attention_states")
+OPERATORS = (
+    "attention",
+    "reshape_and_cache",
+    "merge_attention_states",
+    "mla_decode",
+    "concat_and_cache_mla",
+)
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 QUERY_DTYPES = (torch.bfloat16, torch.float16)
 MOST_ROWS = 64  # queries x heads of a group that one key head serves at once
@@ -40,8 +46,15 @@ def _refuses_attention(request: Request) -> list[str]:
     return reasons
 
 
+def _refuses_latent(request: Request) -> list[str]:
+    # Callable as torch.ops.mainboard_cuda.mla_decode, for benchmarks/cuda_decode.py to check.
+    return ["its latent attention compiles, but has not been compared on a device yet"]
+
+
 def refuses(request: Request) -> list[str]:
     """What speaks against the compiled CUDA kernels; nothing where they serve the request."""
     if request.operator not in OPERATORS:
         return [f"has no {request.operator}"]
-    return _refuses_attention(request) if request.operator == "attention" else []
+    if request.operator == "attention":
+        return _refuses_attention(request)
+    return _refuses_latent(request) if request.operator == "mla_decode" else []

@@ -95,6 +95,47 @@ inline void check_reshape_and_cache(const Tensor& key, const Tensor& value, cons
   require(is_per_head(v_scale, 1, key.size(1)), "v_scale does not fit");
 }
 
+inline void check_mla_decode(const Tensor& q, const Tensor& cache, const Tensor& out,
+                             const std::optional<Tensor>& lse, const Tensor& cu_queries,
+                             const Tensor& used_keys, const Tensor& table,
+                             const std::optional<Tensor>& scale) {
+  require(is_rows(q, 3) && is_float(q.dtype()), "q is not rows of a served dtype");
+  require(is_rows(cache, 3) && is_page(cache.size(1)), "kv_cache is not pages of rows");
+  require(cache.dtype() == q.dtype() || is_fp8(cache.dtype()), "kv_cache has another dtype");
+  require(cache.size(2) == q.size(2), "kv_cache does not fit q");
+  require(is_rows(out, 3) && out.dtype() == q.dtype() && out.size(0) == q.size(0) &&
+              out.size(1) == q.size(1) && out.size(2) > 0 && out.size(2) <= q.size(2),
+          "out does not fit");
+  require(!lse || (is_rows(*lse, 2) && lse->dtype() == DType::f32 && lse->size(0) == q.size(1) &&
+                   lse->size(1) == q.size(0)),
+          "lse does not fit");
+  require(cu_queries.dtype() == DType::i32 && is_contiguous_vector(cu_queries) &&
+              cu_queries.size(0) >= 1,
+          "cu_seqlens_q is not a vector of int32");
+  const int64_t batch = cu_queries.size(0) - 1;
+  require(used_keys.dtype() == DType::i32 && is_contiguous_vector(used_keys) &&
+              used_keys.size(0) == batch,
+          "seqused_k does not fit");
+  require(is_rows(table, 2) && table.dtype() == DType::i32 && table.size(0) == batch,
+          "block_table does not fit");
+  require(is_per_head(scale, 1, 1), "kv_scale does not fit");
+}
+
+inline void check_concat_and_cache_mla(const Tensor& latent, const Tensor& rotary,
+                                       const Tensor& cache, const Tensor& slots,
+                                       const std::optional<Tensor>& scale) {
+  require(is_rows(latent, 2) && is_rows(rotary, 2) && is_float(latent.dtype()) &&
+              rotary.dtype() == latent.dtype(),
+          "kv_c or k_pe is not rows");
+  require(is_rows(cache, 3) && is_page(cache.size(1)), "kv_cache is not pages of rows");
+  require(cache.dtype() == latent.dtype() || is_fp8(cache.dtype()), "kv_cache has another dtype");
+  require(cache.size(2) == latent.size(1) + rotary.size(1), "kv_cache does not fit");
+  require(slots.dtype() == DType::i64 && is_contiguous_vector(slots) &&
+              slots.size(0) <= latent.size(0) && slots.size(0) <= rotary.size(0),
+          "slot_mapping does not fit");
+  require(is_per_head(scale, 1, 1), "kv_scale does not fit");
+}
+
 inline void check_merge(const Tensor& out, const std::optional<Tensor>& out_lse, const Tensor& a,
                         const Tensor& a_lse, const Tensor& b, const Tensor& b_lse) {
   require(is_float(a.dtype()), "a has a dtype that is not served");

@@ -13,6 +13,8 @@
 namespace mainboard::cuda {
 namespace {
 
+constexpr double kLog2E = 1.4426950408889634;
+
 template <class T>
 const T* pointer(const std::optional<Tensor>& t) {
   return t ? t->data<const T>() : nullptr;
@@ -40,28 +42,32 @@ CacheRows cache_rows(const Tensor& t) {
           t.stride(t.dim() - 2) * size, static_cast<int>(token)};
 }
 
+void describe_queries(const Tensor& q, const Tensor& out, const std::optional<Tensor>& lse,
+                      const Tensor& cu_queries, Decode* a) {
+  a->q = q.data<void>();
+  a->out = out.data<void>();
+  a->lse = lse ? lse->data<float>() : nullptr;
+  a->q_token = q.stride(0);
+  a->q_head = q.stride(1);
+  a->out_token = out.stride(0);
+  a->out_head = out.stride(1);
+  a->lse_head = lse ? lse->stride(0) : 0;
+  a->cu_queries = cu_queries.data<const int>();
+  a->sequences = static_cast<int>(cu_queries.size(0) - 1);
+  a->heads = static_cast<int>(q.size(1));
+}
+
 Decode describe(const AttentionCall& call) {
-  constexpr double kLog2E = 1.4426950408889634;
   require(is_multiple(call.q, 4) && is_multiple(call.out, 8), "q's or out's rows are not aligned");
   Decode a = {};
-  a.q = call.q.data<void>();
-  a.out = call.out.data<void>();
-  a.lse = call.lse ? call.lse->data<float>() : nullptr;
-  a.q_token = call.q.stride(0);
-  a.q_head = call.q.stride(1);
-  a.out_token = call.out.stride(0);
-  a.out_head = call.out.stride(1);
-  a.lse_head = call.lse ? call.lse->stride(0) : 0;
+  describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
   a.k = cache_rows(call.k);
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
-  a.cu_queries = call.cu_queries.data<const int>();
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
-  a.sequences = static_cast<int>(call.cu_queries.size(0) - 1);
-  a.heads = static_cast<int>(call.q.size(1));
   a.kv_heads = static_cast<int>(call.k.size(call.k.dim() - 2));
   a.group = Divisor(static_cast<uint32_t>(a.heads / a.kv_heads));
   a.scale_log2 = static_cast<float>(call.scale * kLog2E);
@@ -74,6 +80,7 @@ Decode describe(const AttentionCall& call) {
   a.v_scale = pointer<float>(call.v_scale);
   a.k_scale_stride = scale_stride(call.k_scale);
   a.v_scale_stride = scale_stride(call.v_scale);
+  a.fixed_pieces = call.deterministic;
   return a;
 }
 
@@ -94,41 +101,79 @@ int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
   return tiles * a.kv_heads * kMostPieces;
 }
 
+// Allocates what the blocks share, with counters that are zero.
+Tensor lay_out(Decode* a, const OnDevice& device, int grid, int64_t tokens, int64_t dim, int rows) {
+  const bool fixed = a->fixed_pieces != 0;
+  const int64_t slots = fixed ? most_fixed_pieces(*a, tokens, rows) : 2 * int64_t{grid};
+  Workspace& w = a->workspace;
+  w.rows = slots * a->slot_rows;
+  const int64_t sums = w.rows * dim, statistics = 2 * 2 * w.rows;
+  Tensor memory = device.allocate(sums + statistics + (fixed ? slots : 0));
+  w.sums = memory.data<float>();
+  w.statistics = reinterpret_cast<float2*>(w.sums + sums);
+  if (fixed) {
+    w.counters = reinterpret_cast<int*>(w.sums + sums + statistics);
+    check_cuda(cudaMemsetAsync(w.counters, 0, slots * sizeof(int), device.stream()),
+               "cudaMemsetAsync");
+  } else {
+    require(3 * grid <= OnDevice::kCounters, "the device has more multiprocessors than expected");
+    w.counters = device.counters();
+  }
+  return memory;
+}
+
+// Queues a call whose sequences bring at most `rows` rows for each key head.
+void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
+         int64_t dim) {
+  const int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+  const int tile_rows = kernel.row_tiles * kTileRows;
+  a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
+  const Tensor workspace = lay_out(&a, device, grid, tokens, dim, tile_rows);
+  allow_shared_memory(kernel, device.index());
+  void* arguments[] = {&a};
+  device.launch(grid, kernel.threads, kernel.shared_bytes, kernel.function, arguments);
+}
+
 }  // namespace
 
 void attend(const AttentionCall& call) {
-  const int64_t tokens = call.q.size(0);
+  const int64_t tokens = call.q.size(0), dim = call.q.size(2);
   if (tokens == 0 || call.cu_queries.size(0) == 1) return;
-  Decode a = describe(call);
+  const Decode a = describe(call);
   const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.group.value;
-  const DecodeKernel* kernel = find_decode(call.q.dtype(), call.k.dtype(), call.q.size(2), rows);
-  require(kernel != nullptr && call.v.size(call.v.dim() - 1) == call.q.size(2),
+  const DecodeKernel* kernel = find_decode(call.q.dtype(), call.k.dtype(), dim, rows);
+  require(kernel != nullptr && call.v.size(call.v.dim() - 1) == dim,
           "these dtypes or head dimensions are not compiled");
-  const OnDevice device(call.q);
-  const int grid = device.multiprocessors() * kernel->blocks_per_multiprocessor;
-  const int tile_rows = kernel->row_tiles * kTileRows;
-  a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
+  run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
+}
+
+void attend_latent(const LatentCall& call) {
+  const int64_t tokens = call.q.size(0), dim = call.out.size(2);
+  if (tokens == 0 || call.cu_queries.size(0) == 1) return;
+  const DecodeKernel* kernel = find_latent(call.q.dtype());
+  require(kernel != nullptr && call.cache.dtype() == call.q.dtype() &&
+              call.q.size(2) == kernel->head_dim && dim == 512,
+          "this dtype or these dimensions are not compiled");
+  require(is_multiple(call.q, 16) && is_multiple(call.cache, 16) && is_multiple(call.out, 8),
+          "q's, kv_cache's or out's rows are not aligned");
+  Decode a = {};
+  describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
+  const int64_t size = size_of(call.cache.dtype()), token = call.cache.stride(1) * size;
+  require(token < INT32_MAX, "kv_cache has too long a stride");
+  a.k = {call.cache.data<const char>(), call.cache.stride(0) * size, 0, static_cast<int>(token)};
+  a.table = call.table.data<const int>();
+  a.table_row = call.table.stride(0);
+  a.page_blocks = Divisor(static_cast<uint32_t>(call.cache.size(1) / kBlockKeys));
+  a.used_keys = call.used_keys.data<const int>();
+  a.kv_heads = 1;
+  a.group = Divisor(static_cast<uint32_t>(a.heads));
+  a.scale_log2 = static_cast<float>(call.scale * kLog2E);
+  a.left = kUnbounded;
+  a.right = call.causal ? 0 : kUnbounded;
+  a.k_scale = a.v_scale = pointer<float>(call.kv_scale);
   a.fixed_pieces = call.deterministic;
-  const int64_t slots =
-      call.deterministic ? most_fixed_pieces(a, tokens, tile_rows) : 2 * int64_t{grid};
-  const int64_t slot_floats = a.slot_rows * (call.q.size(2) + 2);
-  const int64_t own_counters = call.deterministic ? slots : 0;
-  const Tensor workspace = device.allocate(slots * slot_floats + own_counters);
-  a.workspace.sums = workspace.data<float>();
-  a.workspace.statistics =
-      reinterpret_cast<float2*>(a.workspace.sums + slots * a.slot_rows * call.q.size(2));
-  if (call.deterministic) {
-    a.workspace.counters = reinterpret_cast<int*>(a.workspace.sums + slots * slot_floats);
-    check_cuda(
-        cudaMemsetAsync(a.workspace.counters, 0, own_counters * sizeof(int), device.stream()),
-        "cudaMemsetAsync");
-  } else {
-    require(grid <= OnDevice::kCounters, "the device has more multiprocessors than expected");
-    a.workspace.counters = device.counters();
-  }
-  allow_shared_memory(*kernel, device.index());
-  void* arguments[] = {&a};
-  device.launch(grid, 32 * kWarps, kernel->shared_bytes, kernel->function, arguments);
+  const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads;
+  run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
 }
 
 }  // namespace mainboard::cuda

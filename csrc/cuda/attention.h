@@ -21,7 +21,20 @@ struct AttentionCall {
   bool deterministic;
 };
 
+// One call of `mla_decode`, checked.
+struct LatentCall {
+  const Tensor &q, &cache, &out;
+  const std::optional<Tensor>& lse;
+  const Tensor &cu_queries, &used_keys, &table;
+  int64_t most_queries;  // of a sequence
+  double scale;
+  bool causal;
+  const std::optional<Tensor>& kv_scale;
+  bool deterministic;
+};
+
 // Queues the call on the current stream.
 void attend(const AttentionCall& call);
+void attend_latent(const LatentCall& call);
 
 }  // namespace mainboard::cuda

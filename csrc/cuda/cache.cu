@@ -230,7 +230,65 @@ void merge_as(const Tensor& out, const std::optional<Tensor>& out_lse, const Ten
   device.launch(grid, kThreads, 0, vectors ? merge_rows<T, n> : merge_rows<T, 1>, m);
 }
 
+// One part of a latent row, [token, dim], and the columns of the cache from `column` on.
+Write describe_latent(const Tensor& part, const Tensor& cache, int64_t column,
+                      const std::optional<Tensor>& scale, int n) {
+  return {part.data<void>(),
+          cache.data<char>() + column * size_of(cache.dtype()),
+          part.stride(0),
+          0,
+          cache.stride(0),
+          cache.stride(1),
+          0,
+          static_cast<int>(part.size(1) / n),
+          scale ? scale->data<const float>() : nullptr,
+          0};
+}
+
+template <class From, class To>
+void write_latent_as(const Tensor& latent, const Tensor& rotary, const Tensor& cache,
+                     const Tensor& slots, const std::optional<Tensor>& scale) {
+  constexpr int n = 16 / sizeof(From);
+  const int64_t start = latent.size(1);
+  const bool vectors = in_vectors(latent, 16) && in_vectors(rotary, 16) &&
+                       in_vectors(cache, n * sizeof(To)) && start % n == 0;
+  const int width = vectors ? n : 1;
+  Writes a = {{describe_latent(latent, cache, 0, scale, width),
+               describe_latent(rotary, cache, start, scale, width)},
+              slots.data<const int64_t>(),
+              slots.size(0),
+              1,
+              static_cast<int>(cache.size(1))};
+  const OnDevice device(latent);
+  const dim3 grid(grid_for(device, a.tokens * a.tensor[0].vectors), 2);
+  device.launch(grid, kThreads, 0, vectors ? write_rows<From, To, n> : write_rows<From, To, 1>, a);
+}
+
+template <class From>
+void write_latent_from(const Tensor& latent, const Tensor& rotary, const Tensor& cache,
+                       const Tensor& slots, const std::optional<Tensor>& scale) {
+  if (cache.dtype() == DType::e4m3) {
+    write_latent_as<From, E4M3>(latent, rotary, cache, slots, scale);
+  } else if (cache.dtype() == DType::e5m2) {
+    write_latent_as<From, E5M2>(latent, rotary, cache, slots, scale);
+  } else {
+    write_latent_as<From, From>(latent, rotary, cache, slots, scale);
+  }
+}
+
 }  // namespace
+
+void write_latent(const Tensor& latent, const Tensor& rotary, const Tensor& cache,
+                  const Tensor& slots, const std::optional<Tensor>& scale) {
+  if (slots.numel() == 0) return;
+  if (latent.dtype() == DType::f32) {
+    write_latent_from<float>(latent, rotary, cache, slots, scale);
+  } else if (latent.dtype() == DType::f16) {
+    write_latent_from<__half>(latent, rotary, cache, slots, scale);
+  } else {
+    write_latent_from<__nv_bfloat16>(latent, rotary, cache, slots, scale);
+  }
+}
 
 void write_to_cache(const Tensor& key, const Tensor& value, const Tensor& key_cache,
                     const Tensor& value_cache, const Tensor& slots,

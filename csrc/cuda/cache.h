@@ -11,6 +11,10 @@ void write_to_cache(const Tensor& key, const Tensor& value, const Tensor& key_ca
                     const Tensor& value_cache, const Tensor& slots,
                     const std::optional<Tensor>& k_scale, const std::optional<Tensor>& v_scale);
 
+// Latent attention's rows: the latent part and, behind it, the rotary one.
+void write_latent(const Tensor& latent, const Tensor& rotary, const Tensor& cache,
+                  const Tensor& slots, const std::optional<Tensor>& scale);
+
 void merge_states(const Tensor& out, const std::optional<Tensor>& out_lse, const Tensor& a,
                   const Tensor& a_lse, const Tensor& b, const Tensor& b_lse);
 

@@ -9,6 +9,10 @@
 
 namespace mainboard::cuda {
 
+#ifndef MAINBOARD_LANES  // tests run the schedule on the host, one lane to a warp
+#define MAINBOARD_LANES 32
+#endif
+inline constexpr int kLanes = MAINBOARD_LANES;
 inline constexpr int kWarps = 4;        // of a block
 inline constexpr int kTileRows = 16;    // rows (query x head of the group) that one warp holds
 inline constexpr int kBlockKeys = 16;   // keys that are loaded together; never in two pages
@@ -40,12 +44,14 @@ struct CacheRows {
   int token;
 };
 
-// What the blocks of one call share. `slots` partial results of `kTileRows * warps' tiles` rows, a
-// row being D sums and then its maximum and total; a counter for each tile that is cut.
+// What the blocks of one call share: partial results in slots of `Decode::slot_rows` rows. A row is
+// its sums in one array and its maximum and total in another, twice as long: the second half is
+// for pieces that were joined. Counters are zero before and after a call.
 struct Workspace {
   float* sums;
   float2* statistics;
   int* counters;
+  int64_t rows;  // in all slots
 };
 
 struct Decode {
@@ -76,10 +82,13 @@ struct DecodeKernel {
   int head_dim, row_tiles;
   const void* function;
   int shared_bytes;
-  int blocks_per_multiprocessor;
+  int blocks_per_multiprocessor, threads;
 };
 
 // The kernel for `rows` rows in each sequence, or null.
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
+
+// The kernel for latent attention (keys of 576 columns, values of 512), or null.
+const DecodeKernel* find_latent(DType type);
 
 }  // namespace mainboard::cuda

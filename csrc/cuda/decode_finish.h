@@ -11,6 +11,12 @@ namespace mainboard::cuda {
 struct Sums {
   float4 x;
 
+  __device__ void scale(float factor) {
+    x.x *= factor;
+    x.y *= factor;
+    x.z *= factor;
+    x.w *= factor;
+  }
   __device__ void add(float4 y, float factor) {
     x.x += y.x * factor;
     x.y += y.y * factor;
@@ -23,8 +29,7 @@ struct Sums {
 template <class S>
 struct Shared {
   float2 warp_statistics[kWarps][kTileRows];  // maximum and total
-  float2 row_statistics[S::rows];             // of a tile that is being joined
-  int arrived;
+  bool is_last;
 };
 
 template <class S>
@@ -32,14 +37,18 @@ class Finish {
  public:
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
   static constexpr int kGroups = kWarps / S::row_tiles;
-  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kThreads = S::threads;
+  static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
+  static constexpr int kManyPieces = 64;
+  static constexpr int kInFlight = 16;  // pieces that a thread reads at once
 
-  // `stages` is where stage `stage` of warp 0 is.
-  __device__ Finish(const Decode& a, Shared<S>& shared, char* stages, int thread)
-      : a_(a), shared_(shared), stages_(stages), thread_(thread) {}
+  __device__ Finish(const Decode& a, Shared<S>& shared, int thread)
+      : a_(a), shared_(shared), thread_(thread) {}
 
-  // Keeps a warp's results where its last keys were. Every reader of those must be done.
-  __device__ void keep(const Tile<S>& tile) {
+  // Keeps a warp's results where its last keys were: `stages` is that stage of warp 0. Every
+  // reader of those must be done.
+  __device__ void keep(const Tile<S>& tile, char* stages) {
+    stages_ = stages;
     const int warp = thread_ / 32, lane = thread_ % 32;
     float* rows = warp_sums(warp);
 #pragma unroll
@@ -87,42 +96,31 @@ class Finish {
       if (s.pieces == 1) {
         write(s, row, quad, sums, most, total);
       } else {
-        const int64_t at = int64_t{s.slot(s.piece)} * a_.slot_rows + row;
-        __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, sums.x);
-        if (quad == 0) __stcg(a_.workspace.statistics + at, make_float2(most, total));
+        keep_piece(s.slot(s.piece), row, quad, sums, {most, total}, 0);
       }
     }
   }
 
-  // Counts this block's piece in; the last to come joins all pieces. Ends with a barrier.
-  __device__ void join_pieces(const Segment& s) {
-    __threadfence();
-    __syncthreads();
-    int* counter = a_.workspace.counters + s.counter;
-    if (thread_ == 0) {
-      const int before = atomicAdd(counter, 1);
-      if (before == s.pieces - 1) *counter = 0;  // ready for the next call
-      shared_.arrived = before;
+  // Counts the block's piece in, after a barrier. What that tells is waited for in `settle`, so
+  // that the block can go on meanwhile.
+  __device__ void arrive(const Segment& s) {
+    if (thread_ == 0) before_ = count_in(s.pieces > kManyPieces ? s.slot(group_of(s)) : s.counter);
+  }
+
+  // If the block was the last to come, joins the pieces. Very many are joined in groups first,
+  // which different blocks do at the same time. All threads call it, before the next `arrive`.
+  __device__ void settle(const Segment& s) {
+    int step = 1;
+    if (s.pieces > kManyPieces) {
+      step = kGroupPieces;
+      const int first = group_of(s), count = min(step, s.pieces - first);
+      if (!is_last(s.slot(first), count)) return;
+      gather(s, first, 1, count, false);
+      __syncthreads();
+      if (thread_ == 0) before_ = count_in(s.counter);
     }
-    __syncthreads();
-    if (shared_.arrived != s.pieces - 1) return;
-    __threadfence();
-    gather_statistics(s);
-    __syncthreads();
-    const int rows = used_rows(s);
-    for (int i = thread_; i < rows * kQuads; i += kThreads) {
-      const int row = i / kQuads, quad = i % kQuads;
-      const float2 whole = shared_.row_statistics[row];
-      Sums sums{};
-#pragma unroll 8
-      for (int piece = 0; piece < s.pieces; ++piece) {
-        const int64_t at = int64_t{s.slot(piece)} * a_.slot_rows + row;
-        const float most = __ldcg(a_.workspace.statistics + at).x;
-        const float4* from = reinterpret_cast<const float4*>(a_.workspace.sums + at * S::dim);
-        sums.add(__ldcg(from + quad), most == -INFINITY ? 0.0f : exp2_approx(most - whole.x));
-      }
-      write(s, row, quad, sums, whole.x, whole.y);
-    }
+    const int count = ceil_div(s.pieces, step);
+    if (is_last(s.counter, count)) gather(s, 0, step, count, true);
   }
 
  private:
@@ -134,28 +132,72 @@ class Finish {
     return min(S::rows, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
   }
 
-  // Each row's maximum and total over all pieces: a warp for a row, a lane for a piece.
-  __device__ void gather_statistics(const Segment& s) {
-    for (int row = thread_ / 32; row < used_rows(s); row += kWarps) {
-      float most = -INFINITY, total = 0.0f;
-      for (int piece = thread_ % 32; piece < s.pieces; piece += 32) {
-        const int64_t at = int64_t{s.slot(piece)} * a_.slot_rows + row;
-        const float2 own = __ldcg(a_.workspace.statistics + at);
-        const float larger = fmaxf(most, own.x);
-        if (larger != -INFINITY)
-          total = total * exp2_approx(most - larger) + own.y * exp2_approx(own.x - larger);
-        most = larger;
-      }
-      for (int step = 16; step > 0; step /= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, most, step);
-        const float add = __shfl_xor_sync(0xffffffffu, total, step);
-        const float larger = fmaxf(most, other);
-        if (larger != -INFINITY)
-          total = total * exp2_approx(most - larger) + add * exp2_approx(other - larger);
-        most = larger;
-      }
-      if (thread_ % 32 == 0) shared_.row_statistics[row] = {most, total};
+  __device__ static int group_of(const Segment& s) { return s.piece / kGroupPieces * kGroupPieces; }
+
+  // Thread 0 speaks for the block: the barrier before ordered the other threads' writes.
+  __device__ int count_in(int counter) {
+    __threadfence();
+    return atomicAdd(a_.workspace.counters + counter, 1);
+  }
+
+  // Whether this block was the last of `count`. All threads call it.
+  __device__ bool is_last(int counter, int count) {
+    if (thread_ == 0) {
+      shared_.is_last = before_ == count - 1;
+      if (shared_.is_last) a_.workspace.counters[counter] = 0;  // ready for the next call
+      __threadfence();
     }
+    __syncthreads();
+    return shared_.is_last;
+  }
+
+  // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
+  // in the slot of the first. Joined statistics lie behind those of the pieces.
+  __device__ void gather(const Segment& s, int first, int step, int count, bool whole) {
+    const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
+    const int rows = used_rows(s);
+    for (int i = thread_; i < rows * kQuads; i += kThreads) {
+      const int row = i / kQuads, quad = i % kQuads;
+      float most = -INFINITY, total = 0.0f;
+      Sums sums{};
+      for (int begin = 0; begin < count; begin += kInFlight) {
+        float2 own[kInFlight];
+        float4 x[kInFlight];
+#pragma unroll
+        for (int j = 0; j < kInFlight; ++j) {
+          const int piece = first + min(begin + j, count - 1) * step;
+          const int64_t at = int64_t{s.slot(piece)} * a_.slot_rows + row;
+          own[j] = __ldcg(statistics + at);
+          x[j] = __ldcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad);
+          if (begin + j >= count) own[j].x = -INFINITY;
+        }
+        float larger = most;
+#pragma unroll
+        for (int j = 0; j < kInFlight; ++j) larger = fmaxf(larger, own[j].x);
+        if (larger == -INFINITY) continue;
+        const float shrink = exp2_approx(most - larger);
+        most = larger;
+        total *= shrink;
+        sums.scale(shrink);
+#pragma unroll
+        for (int j = 0; j < kInFlight; ++j) {
+          const float factor = exp2_approx(own[j].x - most);
+          total += own[j].y * factor;
+          if (factor > 0.0f) sums.add(x[j], factor);
+        }
+      }
+      if (whole) {
+        write(s, row, quad, sums, most, total);
+      } else {
+        keep_piece(s.slot(first), row, quad, sums, {most, total}, a_.workspace.rows);
+      }
+    }
+  }
+
+  __device__ void keep_piece(int slot, int row, int quad, Sums sums, float2 own, int64_t behind) {
+    const int64_t at = int64_t{slot} * a_.slot_rows + row;
+    __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, sums.x);
+    if (quad == 0) __stcg(a_.workspace.statistics + behind + at, own);
   }
 
   // Four columns of a finished row.
@@ -185,8 +227,9 @@ class Finish {
 
   const Decode& a_;
   Shared<S>& shared_;
-  char* const stages_;
   const int thread_;
+  char* stages_ = nullptr;
+  int before_ = 0;  // thread 0: what it found when it counted the block in
 };
 
 }  // namespace mainboard::cuda

@@ -57,15 +57,21 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   if (walk.done()) return;
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
+  Segment segment = walk.segment();
+  Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
+  tile.enter(a, segment, warp - group, lane);
   Loader<S> loader(a, walk, ring_address + warp * kRing, warp, lane);
 #pragma unroll
   for (int i = 0; i < S::stages - 1; ++i) loader.load(i);
+  if constexpr (S::shares_queries) {
+    tile.share_queries(a, segment, thread);
+    __syncthreads();
+  }
 
-  Tile<S> tile;
-  Segment segment = walk.segment();
-  tile.enter(a, segment, warp - group, lane);
-  int stage = 0;
-  while (true) {
+  Finish<S> finish(a, shared, thread);
+  Segment unsettled;
+  unsettled.pieces = 0;
+  for (int stage = 0;;) {
     tile.clear();
     int last = stage;
     for (int unit = segment.unit; unit < segment.unit_end; ++unit) {
@@ -81,19 +87,24 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     const Segment ended = segment;
     walk.advance();
     const bool more = !walk.done();
-    Finish<S> finish(a, shared, ring + last * S::stage_bytes, thread);
     if constexpr (S::row_tiles > 1) group_barrier<S>(warp);
-    finish.keep(tile);
+    finish.keep(tile, ring + last * S::stage_bytes);
     if (more) {  // the queries come while the results are joined
       segment = walk.segment();
       tile.enter(a, segment, warp - group, lane);
     }
     __syncthreads();
     finish.join_warps(ended);
-    if (ended.pieces > 1) finish.join_pieces(ended);
-    if (!more) break;
+    if (S::shares_queries && more) tile.share_queries(a, segment, thread);
+    if (ended.pieces > 1 && unsettled.pieces > 1) finish.settle(unsettled);
     __syncthreads();
+    if (ended.pieces > 1) {
+      finish.arrive(ended);
+      unsettled = ended;
+    }
+    if (!more) break;
   }
+  if (unsettled.pieces > 1) finish.settle(unsettled);
 }
 
 }  // namespace mainboard::cuda

@@ -17,6 +17,7 @@ struct Shape {
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
+  static constexpr int threads = 32 * kWarps;
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
   static constexpr int row_bytes = dim * static_cast<int>(sizeof(KV));
   static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks
@@ -29,12 +30,17 @@ struct Shape {
   static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
   static constexpr int stage_bytes = 2 * tensor_bytes > sums_bytes ? 2 * tensor_bytes : sums_bytes;
   static constexpr int blocks_per_multiprocessor = dim <= 128 ? 2 : 1;
-  static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024;
+  // Long rows of queries are read from shared memory each time: registers hold the sums.
+  static constexpr bool shares_queries = dim > 128;
+  static constexpr int query_pitch = 2 * dim + 16;
+  static constexpr int query_bytes = shares_queries ? rows * query_pitch : 0;
+  static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
   static constexpr int most_stages = memory / (kWarps * stage_bytes);
   static constexpr int stages = most_stages < 6 ? most_stages : 6;
   static_assert(stages >= 2);
   // An odd number of 16-column steps reads 16 bytes past the last row.
-  static constexpr int shared_bytes = kWarps * stages * stage_bytes + 16;
+  static constexpr int ring_bytes = kWarps * stages * stage_bytes + 16;
+  static constexpr int shared_bytes = ring_bytes + query_bytes;
 };
 
 // One warp's copies. Warp w loads the blocks of keys w * blocks .. of each unit.

@@ -19,7 +19,7 @@ __device__ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __device__ inline int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
 
 __device__ inline int inclusive_sum(int x, int lane) {
-  for (int step = 1; step < 32; step *= 2) {
+  for (int step = 1; step < kLanes; step *= 2) {
     const int other = __shfl_up_sync(0xffffffffu, x, step);
     if (lane >= step) x += other;
   }
@@ -45,8 +45,12 @@ struct Sequence {
     s.units = max(1, ceil_div(s.keys - s.first_block * kBlockKeys, unit_keys));
     s.tiles_of_head = ceil_div(s.queries * static_cast<int>(a.group.value), rows);
     constexpr int kLeastUnits = 512 / unit_keys;
-    s.piece_units = a.fixed_pieces ? max(kLeastUnits, ceil_div(s.units, kMostPieces)) : 1;
-    s.positions = ceil_div(s.units, s.piece_units);
+    s.piece_units = 1;
+    s.positions = s.units;
+    if (a.fixed_pieces) {
+      s.piece_units = max(kLeastUnits, ceil_div(s.units, kMostPieces));
+      s.positions = ceil_div(s.units, s.piece_units);
+    }
     return s;
   }
   __device__ int length(const Decode& a) const { return tiles_of_head * a.kv_heads * positions; }
@@ -59,7 +63,7 @@ struct Segment {
   int head, row;  // key head; first row of the tile
   int unit, unit_end;
   // Piece `piece` of `pieces`. The first has its result in slot `first_slot`, the others from
-  // `next_slot` on.
+  // `next_slot` on. Each slot has a counter, for pieces that are joined there.
   int pieces, piece, first_slot, next_slot, counter;
 
   __device__ int slot(int i) const { return i == 0 ? first_slot : next_slot + i - 1; }
@@ -70,13 +74,19 @@ template <int rows, int unit_keys>
 class Walker {
  public:
   __device__ Walker(const Decode& a, int lane) : a_(a) {
-    int mine = 0;
-    for (int i = lane; i < a.sequences; i += 32) mine += read(i).length(a);
+    int mine = 0, tiles = 0, longest = 0;
+    for (int i = lane; i < a.sequences; i += kLanes) {
+      const Sequence s = read(i);
+      mine += s.length(a);
+      tiles += s.length(a) > 0 ? s.tiles_of_head * a.kv_heads : 0;
+      longest = max(longest, s.length(a) > 0 ? s.positions : 0);
+    }
     const int total = warp_sum(mine);
-    const int blocks = static_cast<int>(gridDim.x);
-    share_ = max(1, ceil_div(total, blocks));
-    at_ = min(total, static_cast<int>(blockIdx.x) * share_);
-    end_ = min(total, at_ + share_);
+    longest = __reduce_max_sync(0xffffffffu, longest);
+    share_out(total, warp_sum(tiles) * longest == total ? longest : 0);
+    const int block = static_cast<int>(blockIdx.x);
+    at_ = min(total, block * share_ + min(block, larger_));
+    end_ = min(total, at_ + share_ + (block < larger_));
     if (!done()) seek(lane);
   }
 
@@ -100,12 +110,12 @@ class Walker {
       s.first_slot = s.counter = tile_at;
       s.next_slot = tile_at + 1;
     } else {
-      const int first = tile_at / share_, block = static_cast<int>(blockIdx.x);
-      s.pieces = (tile_at + n - 1) / share_ - first + 1;
-      s.piece = block - first;
+      const int first = block_at(tile_at);
+      s.pieces = block_at(tile_at + n - 1) - first + 1;
+      s.piece = static_cast<int>(blockIdx.x) - first;
       s.first_slot = static_cast<int>(gridDim.x) + first;
       s.next_slot = first + 1;
-      s.counter = first;
+      s.counter = 2 * static_cast<int>(gridDim.x) + first;  // behind those of the slots
     }
     return s;
   }
@@ -123,16 +133,40 @@ class Walker {
  private:
   __device__ Sequence read(int index) const { return Sequence::read<rows, unit_keys>(a_, index); }
 
+  // Equal shares of the line; where all tiles are `even` long, shares that end where tiles do, if
+  // that costs little: a tile that is cut costs more.
+  __device__ void share_out(int total, int even) {
+    constexpr int kCheap = 2;  // positions
+    const int blocks = static_cast<int>(gridDim.x);
+    share_ = total / blocks;
+    larger_ = total - share_ * blocks;
+    if (even == 0) return;
+    const int needed = share_ + (larger_ > 0);
+    const int whole =
+        needed >= even ? ceil_div(needed, even) * even : ceil_div(even, even / needed);
+    if (whole - share_ < kCheap && even % min(whole, even) == 0) {
+      share_ = whole;
+      larger_ = 0;
+    }
+  }
+
+  // The block whose stretch has a position.
+  __device__ int block_at(int position) const {
+    const int of_larger = larger_ * (share_ + 1);
+    return position < of_larger ? position / (share_ + 1)
+                                : larger_ + (position - of_larger) / share_;
+  }
+
   // Positions that the segment at hand covers.
   __device__ int taken() const {
     const int n = sequence_.positions;
     return a_.fixed_pieces ? 1 : min(n - (at_ - start_) % n, end_ - at_);
   }
 
-  // Finds the sequence that `at_` is in, 32 at a time.
+  // Finds the sequence that `at_` is in, one for each lane at a time.
   __device__ void seek(int lane) {
     start_ = 0;
-    for (index_ = 0;; index_ += 32) {
+    for (index_ = 0;; index_ += kLanes) {
       const int i = index_ + lane;
       const int length = i < a_.sequences ? read(i).length(a_) : 0;
       const int sum = inclusive_sum(length, lane);
@@ -143,13 +177,14 @@ class Walker {
         index_ += found;
         break;
       }
-      start_ += __shfl_sync(0xffffffffu, sum, 31);
+      start_ += __shfl_sync(0xffffffffu, sum, kLanes - 1);
     }
     sequence_ = read(index_);
   }
 
   const Decode& a_;
-  int share_, at_, end_;
+  int share_, larger_;  // positions of a block; the first `larger_` blocks have one more
+  int at_, end_;
   int index_, start_;  // of the sequence at hand; where it begins on the line
   Sequence sequence_;
 };

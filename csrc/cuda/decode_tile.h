@@ -47,12 +47,35 @@ class Tile {
   using Matrix = typename S::Matrix;
   static constexpr int kSteps = S::dim / 16;
 
-  // Starts on a segment: reads the queries and what the rows may see.
+  // `queries` is where the block's queries are, or would be if it shared them.
+  __device__ Tile(char* queries, int row_tile, int lane) : shared_queries_(queries) {
+    const int row = row_tile * kTileRows + lane % 16;
+    query_row_ = shared_address(queries) + row * S::query_pitch + lane / 16 * 16;
+  }
+
+  // Starts on a segment: reads the queries, unless they are shared, and what the rows may see.
   __device__ void enter(const Decode& a, const Segment& s, int row_tile, int lane) {
     const int first = s.row + row_tile * kTileRows;
-    read_queries(a, s, first, lane);
+    if constexpr (!S::shares_queries) read_queries(a, s, first, lane);
     read_rows(a, s, first, lane);
     scale_ = a.scale_log2 * (a.k_scale ? a.k_scale[s.head * a.k_scale_stride] : 1.0f);
+  }
+
+  // All threads of the block copy its queries, between barriers.
+  __device__ void share_queries(const Decode& a, const Segment& s, int thread) {
+    constexpr int kPairs = S::dim / 2;
+    for (int i = thread; i < S::rows * kPairs; i += 32 * kWarps) {
+      const int row = i / kPairs, pair = i % kPairs;
+      const RowPlace place(a, s, s.row + row);
+      const T* from = static_cast<const T*>(a.q) + place.token * a.q_token + place.head * a.q_head;
+      uint32_t x = place.used ? *reinterpret_cast<const uint32_t*>(from + 2 * pair) : 0;
+      int to = pair;
+      if constexpr (S::fp8) {  // the columns of a step in the order that `multiply_fp8` has
+        x = halves_of<T>(x);
+        to = pair / 8 * 8 + pair % 2 * 4 + pair % 8 / 2;
+      }
+      *reinterpret_cast<uint32_t*>(shared_queries_ + row * S::query_pitch + 4 * to) = x;
+    }
   }
 
   __device__ void clear() {
@@ -145,12 +168,14 @@ class Tile {
     } else {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
+        uint32_t q[4];
+        queries_of(step, q);
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
           load_matrices(m, k[i] + step * 32);
-          multiply_add<Matrix>(s[i][0], queries_[step], m[0], m[1]);
-          multiply_add<Matrix>(s[i][1], queries_[step], m[2], m[3]);
+          multiply_add<Matrix>(s[i][0], q, m[0], m[1]);
+          multiply_add<Matrix>(s[i][1], q, m[2], m[3]);
         }
       }
     }
@@ -158,10 +183,20 @@ class Tile {
 
   // 16 columns of fp8 keys 0 to 7 and 8 to 15.
   __device__ void multiply_fp8(float (&s)[2][4], uint32_t low, uint32_t high, int step) {
-    multiply_add<Matrix>(s[0], queries_[step], halves_of_fp8<KV>(low),
-                         halves_of_fp8<KV>(low >> 16));
-    multiply_add<Matrix>(s[1], queries_[step], halves_of_fp8<KV>(high),
-                         halves_of_fp8<KV>(high >> 16));
+    uint32_t q[4];
+    queries_of(step, q);
+    multiply_add<Matrix>(s[0], q, halves_of_fp8<KV>(low), halves_of_fp8<KV>(low >> 16));
+    multiply_add<Matrix>(s[1], q, halves_of_fp8<KV>(high), halves_of_fp8<KV>(high >> 16));
+  }
+
+  // 16 columns of the warp's queries.
+  __device__ void queries_of(int step, uint32_t (&q)[4]) const {
+    if constexpr (S::shares_queries) {
+      load_matrices(q, query_row_ + step * 32);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) q[i] = queries_[step][i];
+    }
   }
 
   template <int n>
@@ -285,7 +320,9 @@ class Tile {
                          halves_of_fp8<KV>(high >> 16));
   }
 
-  uint32_t queries_[kSteps][4];
+  uint32_t queries_[S::shares_queries ? 1 : kSteps][4];
+  char* const shared_queries_;
+  uint32_t query_row_;
   RowPair rows_;
   float scale_;
 };

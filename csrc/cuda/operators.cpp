@@ -51,11 +51,38 @@ void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
   merge_states(out, out_lse, a, a_lse, b, b_lse);
 }
 
+void concat_and_cache_mla(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor latent = in.tensor(), rotary = in.tensor(), cache = in.tensor();
+  const Tensor slots = in.tensor();
+  const auto scale = in.optional_tensor();
+  check_concat_and_cache_mla(latent, rotary, cache, slots, scale);
+  write_latent(latent, rotary, cache, slots, scale);
+}
+
+void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor q = in.tensor(), cache = in.tensor(), out = in.tensor();
+  const auto lse = in.optional_tensor();
+  const Tensor cu_queries = in.tensor(), used_keys = in.tensor(), table = in.tensor();
+  const int64_t most_queries = in.integer();
+  in.integer();  // max_seqlen_k: the device knows the lengths
+  const double scale = in.real();
+  const bool causal = in.boolean();
+  const auto kv_scale = in.optional_tensor();
+  const bool deterministic = in.boolean();
+  check_mla_decode(q, cache, out, lse, cu_queries, used_keys, table, kv_scale);
+  attend_latent({q, cache, out, lse, cu_queries, used_keys, table, most_queries, scale, causal,
+                 kv_scale, deterministic});
+}
+
 const Implementations registered = [] {
   Implementations library("CUDA", "mainboard_cuda");
   library.add("attention", attention)
       .add("reshape_and_cache", reshape_and_cache)
-      .add("merge_attention_states", merge_attention_states);
+      .add("merge_attention_states", merge_attention_states)
+      .add("mla_decode", mla_decode)
+      .add("concat_and_cache_mla", concat_and_cache_mla);
   return library;
 }();
 
