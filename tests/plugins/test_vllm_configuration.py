@@ -259,6 +259,9 @@ def test_the_shape_of_a_model_comes_from_its_checkpoint(monkeypatch):
         config.get_and_verify_max_len(9000)
     asked = (config.use_mla, config.is_moe, config.is_quantized, config.is_encoder_decoder)
     assert asked == (False, False, False, False)
+    assert (config.is_hybrid, config.is_attention_free) == (False, False)
+    mixed, _ = with_checkpoint(monkeypatch, layer_types=["mamba", "full_attention"])
+    assert (mixed.is_hybrid, mixed.is_attention_free) == (True, True)
     latent, _ = with_checkpoint(
         monkeypatch, **LLAMA, kv_lora_rank=512, qk_rope_head_dim=64, n_routed_experts=8
     )

@@ -15,6 +15,9 @@ from mainboard.plugins.vllm_names.utils.torch_utils import get_kv_cache_torch_dt
 
 __all__ = ["ModelConfig"]
 
+# Kinds of layers that keep keys and values, as checkpoints call them.
+_ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+
 
 def _unset() -> Any:
     """The value of a field that the checkpoint fills in; a class attribute would hide that."""
@@ -254,6 +257,17 @@ class ModelConfig(Config):
     def is_moe(self) -> bool:
         """Whether layers have experts."""
         return self.get_num_experts() > 0
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether layers of attention and layers of another kind alternate."""
+        kinds = set(self._text("layer_types", "layers_block_type", default=()))
+        return bool(kinds & _ATTENTION) and not kinds <= _ATTENTION
+
+    @property
+    def is_attention_free(self) -> bool:
+        """Whether no layer has attention."""
+        return not self._text("num_attention_heads", "n_head", default=0)
 
     @property
     def is_encoder_decoder(self) -> bool:
