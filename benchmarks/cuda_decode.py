@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -216,50 +217,53 @@ def latent_tensors(row: LatentRow, copies: int) -> list[list[Any]]:
     return calls
 
 
+def wrong_latent(case: AttentionCase) -> str | None:
+    """What is wrong with mla_decode's answer, or None."""
+    given = case.inputs("cuda")
+    o, tokens = given.options, sum(case.queries)
+    answers = []
+    for precision in (torch.float64, case.dtype):
+        exact = precision is torch.float64
+        out = torch.full((tokens, case.heads, 512), torch.nan, dtype=precision, device="cuda")
+        lse = torch.full((case.heads, tokens), torch.nan, device="cuda",
+                         dtype=precision if exact else torch.float32)  # fmt: skip
+        call = [
+            given.q, given.k.squeeze(2), out, lse, o["cu_seqlens_q"], o["seqused_k"],
+            o["block_table"], o["max_seqlen_q"], o["max_seqlen_k"], 192**-0.5, True, None,
+            case.deterministic,
+        ]  # fmt: skip
+        if exact:
+            reference.mla_decode(*call, precision=precision)
+        else:
+            torch.ops.mainboard_cuda.mla_decode(*call)
+        answers.append((out.double(), lse.double()))
+    (expected, expected_lse), (got, lse) = answers
+    error = (got - expected).abs()
+    if not error.le(6 * torch.finfo(case.dtype).eps).all():
+        return f"out differs by {error.max().item():.3g}; {got.isnan().sum()} NaN"
+    same = (lse - expected_lse).abs().le(2e-3) | (lse == expected_lse)
+    return None if same.all() else "lse differs"
+
+
 def check_latent() -> int:
     """Compare mla_decode with float64; returns how many cases are wrong."""
+    keys = (700, 1, 64, 0, 2500, 333)
+    base = AttentionCase((1,) * 6, keys, 1, 1, 576, 512)
+    choices = product(
+        (1, 16, 24, 64, 128), ((1,) * 6, (2, 1, 3, 2, 0, 5)), (16, 64),
+        ((BF16, False), (F16, False), (BF16, True)),
+    )  # fmt: skip
     failures = count = 0
-    keys = [700, 1, 64, 0, 2500, 333]
-    for heads in (1, 16, 24, 64, 128):
-        for queries in ([1, 1, 1, 1, 1, 1], [2, 1, 3, 2, 0, 5]):
-            for page in (16, 64):
-                for dtype, fixed in ((BF16, False), (F16, False), (BF16, True)):
-                    case = replace(
-                        AttentionCase((1,), (1,), 1, 1, 576, 512, dtype), page_size=page,
-                        heads=heads, queries=tuple(queries), keys=tuple(keys), seed=heads,
-                    )  # fmt: skip
-                    given = case.inputs("cuda")
-                    o, cache = given.options, given.k.squeeze(2)
-                    tokens = sum(queries)
-                    call = [
-                        given.q, cache, None, None, o["cu_seqlens_q"], o["seqused_k"],
-                        o["block_table"], max(queries), max(keys), 192**-0.5, True, None, fixed,
-                    ]  # fmt: skip
-                    answers = []
-                    for precision in (torch.float64, dtype):
-                        out = torch.full((tokens, heads, 512), torch.nan, dtype=precision).cuda()
-                        lse_type = torch.float32 if precision is dtype else precision
-                        call[2:4] = (
-                            out,
-                            torch.full((heads, tokens), torch.nan, dtype=lse_type).cuda(),
-                        )
-                        if precision is torch.float64:
-                            reference.mla_decode(*call, precision=precision)
-                        else:
-                            torch.ops.mainboard_cuda.mla_decode(*call)
-                        answers.append((call[2].double(), call[3].double()))
-                    (expected, expected_lse), (got, lse) = answers
-                    count += 1
-                    allowed = 6 * torch.finfo(dtype).eps
-                    bad = not (got - expected).abs().le(allowed).all()
-                    bad |= not ((lse - expected_lse).abs().le(2e-3) | (lse == expected_lse)).all()
-                    if bad:
-                        failures += 1
-                        if failures <= 8:
-                            error = (got - expected).abs().max().item()
-                            print(
-                                f"WRONG mla {heads=} {queries} {page=} {dtype} {fixed=}: {error:.3g}"
-                            )
+    for heads, queries, page, (dtype, fixed) in choices:
+        case = replace(
+            base, heads=heads, queries=queries, page_size=page, dtype=dtype, deterministic=fixed
+        )
+        count += 1
+        why = wrong_latent(case)
+        if why is not None:
+            failures += 1
+            if failures <= 8:
+                print(f"WRONG latent {case}\n  {why}", flush=True)
     print(f"{count} latent cases, {failures} wrong", flush=True)
     return failures
 

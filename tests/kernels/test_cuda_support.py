@@ -1,0 +1,98 @@
+"""What the compiled CUDA library says that it serves; no device is needed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mainboard import build_info
+from mainboard.kernels import cuda_support, schema
+from mainboard.kernels.support import Request
+
+DECODE = Request(
+    device="cuda", dtype=torch.bfloat16, head_dim=128, page_size=16, heads=32, kv_heads=8
+)
+
+
+def test_operators_have_the_schemas_of_the_public_ones() -> None:
+    """A call can be handed on as it is."""
+    for name in cuda_support.OPERATORS:
+        own = getattr(torch.ops.mainboard_cuda, name).default._schema
+        public = getattr(torch.ops.mainboard, name).default._schema
+        assert str(own).removeprefix("mainboard_cuda") == str(public).removeprefix("mainboard")
+    assert set(cuda_support.OPERATORS) <= set(schema.SCHEMAS)
+
+
+@pytest.mark.parametrize("dim", cuda_support.HEAD_DIMS)
+@pytest.mark.parametrize("cache", [None, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_decode_is_served(dim: int, cache: torch.dtype | None) -> None:
+    """Few queries, with every feature and cache."""
+    features = frozenset({"window", "softcap", "alibi", "sinks"})
+    asked = replace(DECODE, head_dim=dim, cache_dtype=cache, features=features)
+    assert cuda_support.refuses(asked) == []
+    assert cuda_support.refuses(replace(asked, dtype=torch.float16, deterministic=True)) == []
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (72, 72), (192, 128), (256, 256)])
+def test_prefill_is_served(dim: int, value_dim: int) -> None:
+    """Many queries, dense or paged, with every feature."""
+    features = frozenset({"window", "softcap", "alibi", "sinks"})
+    asked = replace(
+        DECODE, queries=512, head_dim=dim, value_dim=value_dim, features=features, page_size=None
+    )
+    assert cuda_support.refuses(asked) == []
+    assert cuda_support.refuses(replace(asked, dtype=torch.float16, page_size=48)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": torch.float32}, "only bfloat16 and float16"),
+        ({"head_dim": 100}, "multiples of 8"),
+        ({"head_dim": 512}, "up to 256"),
+        ({"cache_dtype": torch.float8_e4m3fn}, "over fp8 keys"),
+        ({"deterministic": True}, "the same bits in every batch"),
+    ],
+)
+def test_prefill_that_is_not_compiled_is_refused(changes: dict[str, object], reason: str) -> None:
+    """Each refusal names what is so."""
+    (why,) = cuda_support.refuses(replace(DECODE, queries=512, **changes))  # type: ignore[arg-type]
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": torch.float32}, "only bfloat16 and float16"),
+        ({"head_dim": 72}, "72 is not one of"),
+        ({"value_dim": 64}, "values of 64"),
+        ({"page_size": None, "cache_dtype": torch.float8_e4m3fn}, "from pages only"),
+        ({"operator": "fold"}, "has no fold"),
+    ],
+)
+def test_what_is_not_compiled_is_refused_with_the_reason(
+    changes: dict[str, object], reason: str
+) -> None:
+    """Each refusal names what is so."""
+    (why,) = cuda_support.refuses(replace(DECODE, **changes))  # type: ignore[arg-type]
+    assert reason in why
+
+
+def test_the_library_loads_where_torch_has_no_cuda() -> None:
+    """It was linked to no CUDA library of torch's, so that any torch of its ABI takes it."""
+    info = build_info.library("cuda")
+    if info is None:
+        pytest.skip("the CUDA kernels are not built here")
+    program = (
+        "import torch\n"
+        "from mainboard.kernels import cuda_support\n"
+        f"torch.ops.load_library({str(info.path)!r})\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print(all(has(f'mainboard_cuda::{n}', 'CUDA') for n in cuda_support.OPERATORS))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "True\n", ran.stderr
