@@ -212,8 +212,8 @@ class AttentionBackend(ABC):
         keys, values = kv_cache.unbind(0)
         return keys, values
 
-    @staticmethod
-    def get_impl_cls() -> type[AttentionImpl[Any]]:
+    @classmethod
+    def get_impl_cls(cls) -> type[AttentionImpl[Any]]:
         """The class that runs a layer; the default calls Mainboard's operators."""
         from mainboard.kernels.backends.operators import OperatorAttentionImpl
 

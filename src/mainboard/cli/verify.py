@@ -115,6 +115,8 @@ def show(report: dict[str, Any], screen: Screen) -> None:
             f"{platform['class']}: {platform['devices']} device(s) of type "
             f"{platform['device_type']!r}, contract {platform['contract']}"
         )
+        for detail in platform["retired"]:
+            screen.line(Mark(detail, "warn"))
     if report["results"]:
         screen.heading("Checks")
         screen.table(("check", "", "ms", ""), [_row(row) for row in report["results"]])

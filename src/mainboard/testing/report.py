@@ -75,6 +75,7 @@ class Report(NamedTuple):
 
 def describe(subject: Subject) -> dict[str, Any]:
     """What platform it is that was checked."""
+    from mainboard.platforms.foreign_calls import drift
     from mainboard.platforms.interface import PLATFORM_API_VERSION
 
     cls = type(subject.platform)
@@ -86,6 +87,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         "dispatch_key": subject.platform.dispatch_key,
         "devices": subject.device_count,
         "contract": ".".join(map(str, PLATFORM_API_VERSION)),
+        "retired": [each.detail for each in drift(subject.platform) if each.kind == "retired"],
     }
 
 

@@ -58,7 +58,7 @@ def identity(subject: Subject) -> Iterator[str]:
         yield f"device_name is {platform.device_name!r} and device_type {platform.device_type!r}"
     kind = platform._enum
     if type(kind).__name__ != PlatformEnum.__name__ or kind.name == "UNSPECIFIED":
-        yield f"_enum is {kind!r}; a platform of its own kind says PlatformEnum.OOT"
+        yield f"_enum is {kind!r}; a platform of its own kind is OOT"
     if platform.device_type != platform.device_type.lower():
         yield f"device_type is {platform.device_type!r}; torch's device types are in lower case"
     try:
