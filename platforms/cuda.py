@@ -78,6 +78,11 @@ class CudaPlatformBase(ListedDevices):
                 f"platform {cls.device_name!r} was asked for {what}, but {no.reason}; "
                 f"{no.remedy or 'see `mainboard doctor`'}"
             ) from no
+        except (ValueError, LookupError) as error:
+            raise PlatformUnavailableError(
+                f"platform {cls.device_name!r} was asked for {what}, but the driver answers what "
+                f"cannot be read: {error}; see `nvidia-smi` and the kernel's log"
+            ) from error
 
     @classmethod
     def _machine(cls) -> Machine:
@@ -116,37 +121,30 @@ class CudaPlatformBase(ListedDevices):
         device = cls._device(device_id)
         if device.memory is None:
             return cls._host_memory()
-        rows = cls._asked("free memory", lambda: _ask_nvml(cls._machine(), "memory"))
-        for uuid, free, total in rows.get("memory", ()):
-            if uuid == device.uuid:
-                return MemoryInfo(int(free), int(total))
-        cls._not_offered("get_device_memory_info")
+        known = cls._asked("free memory", lambda: _read_memory(cls._machine()))
+        if device.uuid not in known:
+            cls._not_offered("get_device_memory_info")
+        return known[device.uuid]
 
     @classmethod
     def _read_links(cls) -> tuple[DeviceLink, ...]:
         if len(cls._listed()) < 2:
             return ()
-        rows = cls._asked("its links", lambda: _either_links(cls._machine()))
-        return tuple(
-            DeviceLink(
-                int(first), int(second), nvlink or "pcie", bool(peer), _ACROSS.get(level, "")
-            )
-            for first, second, nvlink, peer, level in rows
-        )
+        return cls._asked("its links", lambda: tuple(map(_link, _either_links(cls._machine()))))
 
     @classmethod
     def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of streaming multiprocessors of a device, or of its slice."""
+        """The number of streaming multiprocessors of a device, or of its slice.
+
+        A device that the driver does not list beside a divided one is started by asking.
+        """
         device = cls._device(device_id)
         if device.multiprocessors is not None:
-            units: int = device.multiprocessors
-            return units
-        _, rows = cls._asked("its multiprocessors", lambda: _ask_cuda(cls._machine()))
-        ids = {fields[2]: fields[0] for fields in rows.get("device", ())}
-        counts = {fields[0]: int(fields[1]) for fields in rows.get("facts", ())}
-        if device.uuid not in ids:
+            return int(device.multiprocessors)
+        known = cls._asked("its multiprocessors", lambda: _read_multiprocessors(cls._machine()))
+        if device.uuid not in known:
             return int(cls.get_device_properties(device_id).multi_processor_count)
-        return counts[ids[device.uuid]]
+        return known[device.uuid]
 
     @classmethod
     def _capabilities(cls, device_id: int) -> Capabilities:
@@ -184,6 +182,19 @@ class CudaPlatformBase(ListedDevices):
     def is_arch_support_pdl(cls) -> bool:
         """Whether a kernel may start before the one it depends on has ended: since Hopper."""
         return cls.has_device_capability((9, 0))
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: Any,
+        attn_selector_config: Any,
+        num_heads: int | None = None,
+    ) -> str:
+        """Path of the attention backend; empty for latent and sparse attention, which have none."""
+        special = ("use_mla", "use_sparse")
+        if any(getattr(attn_selector_config, name, False) for name in special):
+            return ""
+        return "mainboard.kernels.backends.dispatched.DispatchedAttentionBackend"
 
     @classmethod
     def support_static_graph_mode(cls) -> bool:
@@ -265,3 +276,22 @@ def _ask_nvml(machine: Machine, question: str) -> dict[str, list[list[str]]]:
 
 def _ask_cuda(machine: Machine) -> tuple[Inventory, dict[str, list[list[str]]]]:
     return cuda_inventory.read_driver_inventory(machine)
+
+
+def _read_memory(machine: Machine) -> dict[str, MemoryInfo]:
+    """Free and total bytes by the id of each device and slice, now."""
+    rows = _ask_nvml(machine, "memory").get("memory", ())
+    return {uuid: MemoryInfo(int(free), int(total)) for uuid, free, total in rows}
+
+
+def _read_multiprocessors(machine: Machine) -> dict[str, int]:
+    """The number of multiprocessors by the id of each device that CUDA lists."""
+    _, rows = _ask_cuda(machine)
+    counts = {fields[0]: int(fields[1]) for fields in rows.get("facts", ())}
+    return {fields[2]: counts[fields[0]] for fields in rows.get("device", ())}
+
+
+def _link(fields: Sequence[str]) -> DeviceLink:
+    first, second, nvlink, peer, level = fields
+    across = _ACROSS.get(level, "")
+    return DeviceLink(int(first), int(second), nvlink or "pcie", bool(peer), across)

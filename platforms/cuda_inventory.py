@@ -160,7 +160,7 @@ def read_inventory(machine: Machine) -> Inventory:
     """
     lines = answer_lines(machine.ask("nvml_inventory", "devices"))
     if "error" in lines:
-        raise _explain(machine, *lines["error"][0])
+        raise _explain(machine, *_padded(lines["error"][0], 3))
     return _inventory(lines)
 
 
@@ -176,9 +176,9 @@ def read_driver_inventory(machine: Machine) -> tuple[Inventory, dict[str, list[l
     """
     lines = answer_lines(machine.ask("cuda_driver_inventory", "devices"))
     if "error" in lines:
-        raise _explain_driver(*lines["error"][0])
+        raise _explain_driver(*_padded(lines["error"][0], 2))
     inventory = _inventory(lines)
-    shared = {fields[0] for fields in lines.get("facts", ()) if fields[2]}
+    shared = {fields[0] for fields in lines.get("facts", ()) if "shared" in fields}
     devices = tuple(
         device._replace(memory=None) if str(device.id) in shared else device
         for device in inventory.devices
@@ -278,6 +278,11 @@ def _explain_driver(error: str, message: str) -> Decline:
         )
     code, remedy = _DRIVER_ERRORS.get(error, ("driver_error", _SEE))
     return Decline(code, f"CUDA's driver answers with {error}: {message}", remedy)
+
+
+def _padded(fields: list[str], count: int) -> list[str]:
+    """As many fields as there should be, whatever was written."""
+    return [*fields, *[""] * count][:count]
 
 
 def _explain(machine: Machine, error: str, message: str, libcuda: str) -> Exception:

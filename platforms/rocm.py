@@ -196,6 +196,19 @@ class RocmPlatform(ListedDevices):
         )
 
     @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: Any,
+        attn_selector_config: Any,
+        num_heads: int | None = None,
+    ) -> str:
+        """Path of the attention backend; empty for latent and sparse attention, which have none."""
+        special = ("use_mla", "use_sparse")
+        if any(getattr(attn_selector_config, name, False) for name in special):
+            return ""
+        return "mainboard.kernels.backends.dispatched.DispatchedAttentionBackend"
+
+    @classmethod
     def support_static_graph_mode(cls) -> bool:
         """Yes: HIP graphs."""
         return True

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,24 @@ def test_visible_devices(setting: str, code: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ
     )
     assert code == done.stdout.strip()
+
+
+@pytest.mark.multiprocess
+def test_what_must_hold_at_the_driver(tmp_path: Path) -> None:
+    """No context after every property was read, a fork that uses CUDA, changed variables honoured."""
+    script = Path(__file__).parents[2] / "benchmarks" / "cuda_platform_check.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(json.loads(done.stdout).values())
+
+
+def test_a_record_of_this_machine_is_this_machine() -> None:
+    """The devices of a record that is made here are those that the driver lists."""
+    from mainboard.platforms.recording import record
+
+    made = record("recorded in a test")["facts"]["devices"]["cuda"]
+    assert CudaPlatform.device_count() == len(made["devices"])
+    assert CudaPlatform.get_device_name() == made["devices"][0]["name"]
+    assert CudaPlatform.num_compute_units() == made["devices"][0]["compute_units"]

@@ -1,12 +1,17 @@
 """Recorded and hand-written machines: what every platform says of each, asserted in full."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mainboard.errors import PlatformUnavailableError
+from mainboard.platforms import cuda_probe, rocm_probe
 from mainboard.platforms.recording import Recording, Replay, facts_of, platform_on, record
 
 RECORDS = Path(__file__).parent / "machines"
@@ -69,8 +74,6 @@ def test_record_says_where_it_comes_from(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_declined_machine_gets_a_remedy(name: str) -> None:
     """Hardware that is there and cannot be used is declined with what to do about it."""
-    from mainboard.platforms import cuda_probe, rocm_probe
-
     machine = Replay(_read(name))
     for verdict in (cuda_probe.probe(machine), rocm_probe.probe(machine)):
         assert verdict.value or verdict.remedy or verdict.code == "hardware_absent"
@@ -78,8 +81,6 @@ def test_every_declined_machine_gets_a_remedy(name: str) -> None:
 
 def test_doctor_on_the_recorded_machine() -> None:
     """What the doctor said on the H200 itself is what the replay of its record says here."""
-    from mainboard.platforms import cuda_probe
-
     machine = _read("h200")
     assert machine["doctor"]["ok"] and machine["doctor"]["chosen"]["name"] == "cuda"
     verdict = cuda_probe.probe(Replay(machine)).to_dict()
@@ -175,6 +176,61 @@ def test_platform_of_a_record() -> None:
     assert there is not CudaPlatform and issubclass(there, CudaPlatform)
     other = platform_on(Replay(_read("rtx-5090")), path)
     assert other.has_device_capability((12, 0)) and not there.has_device_capability((12, 0))
+
+
+_KINDS = ["driver", "device", "slice", "facts", "link", "memory", "fault", "error", "end", ""]
+_FIELDS = [
+    "",
+    "0",
+    "1",
+    "-1",
+    "13000",
+    "9",
+    "99999999999999999999",
+    "shared",
+    "mig",
+    "GPU-x",
+    "\xff",
+]
+_LINE = st.lists(st.sampled_from(_FIELDS), max_size=9).flatmap(
+    lambda fields: st.sampled_from(_KINDS).map(lambda kind: "\t".join([kind, *fields]))
+)
+_GOOD = [
+    "driver\t580.65.06\t13000",
+    "device\t0\tA\tGPU-a\t9\t0\t1000\t0:0\t",
+    "device\t1\tB\tGPU-b\t9\t0\t1000\t0:1\t",
+    "facts\t0\t132\t\t1\t1",
+    "link\t0\t1\tnvlink\tpeer\t50",
+    "memory\tGPU-a\t1\t2",
+    "end",
+]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    answers=st.lists(st.lists(_LINE | st.sampled_from(_GOOD), max_size=8), min_size=4, max_size=4)
+)
+def test_rubbish_is_declined(answers: list[list[str]]) -> None:
+    """Whatever a library writes, the verdict is one, and a question gets an answer or our error."""
+    questions = ["nvml_inventory devices", "nvml_inventory links", "nvml_inventory memory"]
+    questions.append("cuda_driver_inventory devices")
+    machine = Replay(
+        _read("h200")
+        | {
+            "answers": {
+                question: {"output": "\n".join(lines), "problem": None}
+                for question, lines in zip(questions, answers, strict=True)
+            }
+        }
+    )
+    verdict = cuda_probe.probe(machine)
+    assert str(verdict.state) in ("activated", "declined")
+    assert verdict.value or (verdict.reason and verdict.remedy)
+    if verdict.value:
+        platform = platform_on(machine, verdict.value)
+        for ask in (platform.links, platform.get_device_memory_info, platform.describe):
+            with contextlib.suppress(PlatformUnavailableError, NotImplementedError):
+                ask()
 
 
 def test_setting_that_changes_is_honoured() -> None:
