@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_PLUGINS_GROUP",
     "PLATFORM_PLUGINS_GROUP",
     "discovered",
+    "is_discovered",
     "load_general_plugins",
     "load_plugins_by_group",
     "plugins_of",
@@ -77,6 +78,11 @@ def discovered() -> tuple[Discovery, Allowed]:
             _warn_of_unmatched(found, process.allowed)
         assert process.discovery is not None
         return process.discovery, process.allowed
+
+
+def is_discovered() -> bool:
+    """Whether this process has found its plugins, and so has read `VLLM_PLUGINS`."""
+    return bool(_process.groups)
 
 
 def plugins_of(group: str) -> tuple[Plugin, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
-from mainboard.errors import PlatformConflictError, PlatformError
+from mainboard.errors import PlatformConflictError, PlatformError, PluginError
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.plugins.loading import load_general_plugins
+from mainboard.plugins.loading import is_discovered, load_general_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,14 +58,28 @@ def prepare_worker(environment: Mapping[str, str] | None = None) -> None:
 
     Raises:
         PlatformConflictError: when the platform chosen here is not the parent's.
+        PluginError: when this process has found its plugins by settings of its own before.
     """
     expected = _inherited
     if environment is not None:
-        os.environ.update(environment)
+        _take_over(environment)
         expected = environment.get(PARENT_PLATFORM)
     load_general_plugins()
     if expected:
         _compare(expected)
+
+
+def _take_over(environment: Mapping[str, str]) -> None:
+    """Make the parent's settings those of this process, before anything has read them."""
+    given = [name for name in _SETTINGS if name in environment]
+    new = [name for name in given if environment[name] != os.environ.get(name)]
+    if new and is_discovered():
+        raise PluginError(
+            f"prepare_worker() was given its parent's {', '.join(new)}, but this worker (process"
+            f" {os.getpid()}) has found its plugins by its own. Call prepare_worker() before what"
+            " loads plugins or asks for the platform."
+        )
+    os.environ.update(environment)
 
 
 def _compare(expected: str) -> None:

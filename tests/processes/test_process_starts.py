@@ -74,6 +74,13 @@ def test_a_fork_server_that_ran_before_the_choice_needs_the_parents_variables(
     assert "Here no installed package offers acme/acme" in text
 
 
+def test_settings_that_come_too_late_are_an_error(program, general_site):
+    """What a worker has found by its own settings is not passed off as its parent's."""
+    kind, text, kept = program("too_late.py", path=(general_site,), VLLM_PLUGINS="").json
+    assert (kind, kept) == ("PluginError", "")
+    assert "was given its parent's MAINBOARD_PLATFORM, VLLM_PLUGINS, but this worker" in text
+
+
 @pytest.mark.skipif("fork" not in METHODS, reason="this system has no fork")
 def test_a_child_forked_while_a_model_is_registered_registers_its_own(program, general_site):
     """The lock of the registry is not left in the hands of a thread that the child has not."""
