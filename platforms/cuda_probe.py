@@ -7,7 +7,6 @@ then permissions. Only when all of those say yes is the driver asked, in a proce
 from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.platforms.cuda_visible import CONTROL, visibility, visible_devices
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
@@ -37,6 +36,8 @@ def examine(machine: Machine) -> Activation:
         Decline: it cannot, for exactly this reason.
     """
     kind = _find_hardware(machine)
+    from mainboard.platforms.cuda_visible import visibility, visible_devices
+
     entries = visibility(machine.environ)
     if entries is not None and not entries:
         raise _nothing_visible(machine, "which hides every device")
@@ -148,6 +149,8 @@ def _lacks_cuda(build: TorchBuild) -> Decline:
 
 
 def _nothing_visible(machine: Machine, why: str) -> Decline:
+    from mainboard.platforms.cuda_visible import CONTROL
+
     return Decline(
         "no_visible_devices",
         f"an NVIDIA device is here, but {CONTROL} is {machine.environ.get(CONTROL)!r}, {why}",

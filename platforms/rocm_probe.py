@@ -5,16 +5,19 @@ from __future__ import annotations
 from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
-from mainboard.platforms.rocm_devices import CONTROLS, RocmDevice, read_devices, visible_ids
 from mainboard.platforms.torch_build import TorchBuild, find_torch
 from mainboard.platforms.verdict import Verdict
 
+# Where there is no device, what describes one is not imported.
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from mainboard.platforms.rocm_devices import RocmDevice
 
 __all__ = ["examine", "probe", "usable"]
 
 _VENDOR = 0x1002
+_TOPOLOGY = "sys/class/kfd/kfd/topology"
 _PLATFORM = "mainboard.platforms.rocm.RocmPlatform"
 _GIVE_DEVICES = "a container must be given them: docker run --device /dev/kfd --device /dev/dri"
 
@@ -31,6 +34,8 @@ def examine(machine: Machine) -> Activation:
         Decline: it cannot, for exactly this reason.
     """
     in_windows = _find_hardware(machine)
+    from mainboard.platforms.rocm_devices import read_devices, visible_ids
+
     devices = read_devices(machine)
     if not in_windows and not devices:
         raise Decline(
@@ -59,6 +64,12 @@ def usable(machine: Machine, device: RocmDevice) -> bool:
     return not device.node or machine.may_use(device.node)
 
 
+def _lists_devices(machine: Machine) -> bool:
+    from mainboard.platforms.rocm_devices import read_devices
+
+    return bool(read_devices(machine))
+
+
 def _hides_all(environ: Mapping[str, str]) -> bool:
     """Whether a control variable begins with no device at all."""
     names = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -78,7 +89,7 @@ def _find_hardware(machine: Machine) -> bool:
     libraries = ("opt/rocm/lib/librocdxg.so", "usr/lib/librocdxg.so")
     if machine.in_wsl and machine.exists("dev/dxg") and any(map(machine.exists, libraries)):
         return True
-    if read_devices(machine):
+    if machine.exists(_TOPOLOGY) and _lists_devices(machine):
         raise Decline(
             "device_node_missing",
             "the kernel lists an AMD device, but /dev/kfd is not here",
@@ -118,6 +129,8 @@ def _lacks_rocm(build: TorchBuild) -> Decline:
 
 
 def _nothing_visible(machine: Machine, devices: Sequence[RocmDevice]) -> Decline:
+    from mainboard.platforms.rocm_devices import CONTROLS
+
     settings = [f"{name}={machine.environ[name]!r}" for name in CONTROLS if name in machine.environ]
     have = ", ".join(f"{device.id} ({device.uuid or device.name})" for device in devices)
     return Decline(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mainboard.platforms import cpu
+from mainboard.platforms import cpu, cuda_probe, rocm_probe
 from mainboard.platforms.verdict import State
 
 HEAVY = ["torch", "numpy", "pynvml", "amdsmi", "logging", "subprocess", "inspect", "asyncio"]
@@ -41,6 +41,16 @@ def test_resolving_loads_nothing_slow() -> None:
     loaded = _modules_after(forget + "from mainboard.platforms import current_platform")
     assert set() == set(SLOW) & loaded
     assert "mainboard.platforms.resolve" in loaded
+
+
+@pytest.mark.multiprocess
+def test_machine_without_gpus_loads_nothing_of_gpus() -> None:
+    """Where no GPU is found, the modules that describe GPUs are not imported."""
+    if any(probe().code != "hardware_absent" for probe in (cuda_probe.probe, rocm_probe.probe)):
+        pytest.skip("a GPU is on this machine")
+    loaded = _modules_after("from mainboard.platforms import current_platform")
+    names = {"cuda", "cuda_inventory", "cuda_visible", "listed_devices", "rocm", "rocm_devices"}
+    assert not {f"mainboard.platforms.{name}" for name in names} & loaded
 
 
 @pytest.mark.multiprocess
