@@ -288,6 +288,18 @@ def test_a_platforms_own_backend_has_its_place(monkeypatch: pytest.MonkeyPatch) 
     assert "dtype bfloat16 is not served" in selection.candidates[1].reasons
 
 
+def test_a_platform_whose_hook_raises() -> None:
+    """The hook's failure is a candidate with its cause, and another backend serves."""
+
+    def fails(cls: type, *args: Any, **kwargs: Any) -> str:
+        raise OSError("no licence server")
+
+    platform = type("Failing", (Vendor,), {"get_attn_backend_cls": classmethod(fails)})()
+    selection = select_attention_backend(CONFIG, platform=platform)
+    assert selection.name == "MAINBOARD"
+    assert selection.candidates[0].reasons == ("OSError: no licence server",)
+
+
 def test_a_selection_is_data_and_text() -> None:
     """The choice goes into JSON and is explained in words."""
     import json

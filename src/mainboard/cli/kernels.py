@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from mainboard.cli.child import run_steps
-from mainboard.cli.matrix import MATRIX, OPERATORS
+from mainboard.cli.matrix import BACKENDS, MATRIX, OPERATORS
 from mainboard.cli.preparation import KERNELS, PLATFORM
 from mainboard.cli.questions import compiled_kernels, kernel_questions, show_questions
 from mainboard.cli.screen import Mark, Screen
@@ -31,6 +31,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "questions": kernel_questions(compiled, values.get(KERNELS)),
         "operators": values.get(OPERATORS) or [],
         "matrix": values.get(MATRIX) or [],
+        "backends": values.get(BACKENDS),
         "failures": failures,
     }
 
@@ -58,6 +59,16 @@ def show(report: dict[str, Any], screen: Screen) -> None:
     if report["matrix"]:
         screen.heading("Support: what serves each configuration")
         screen.table(tuple(report["matrix"][0]), [tuple(row.values()) for row in report["matrix"]])
+    if report["backends"]:
+        screen.heading("Attention backends for heads of 128 and pages of 16, best first")
+        candidates = report["backends"]["candidates"]
+        screen.table(
+            ("backend", "", "priority", ""),
+            [
+                (row["name"], row["state"], str(row["priority"]), "; ".join(row["reasons"]))
+                for row in candidates
+            ],
+        )
     for step, failure in report["failures"].items():
         screen.line(Mark(f"To {step} failed: {failure['type']}: {failure['message']}", "bad"))
 

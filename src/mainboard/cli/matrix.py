@@ -5,7 +5,7 @@ from typing import Any
 from mainboard.cli.child import Steps
 from mainboard.cli.preparation import prepare
 
-__all__ = ["MATRIX", "OPERATORS", "steps"]
+__all__ = ["BACKENDS", "MATRIX", "OPERATORS", "steps"]
 
 OPERATORS = "ask the dispatcher"
 """The step whose value is the list of operators."""
@@ -13,12 +13,16 @@ OPERATORS = "ask the dispatcher"
 MATRIX = "ask for the support of each configuration"
 """The step whose value is the support matrix."""
 
+BACKENDS = "choose an attention backend"
+"""The step whose value is every candidate for ordinary attention, with its reasons."""
+
 
 def steps() -> Steps:
     """The preparation, then who implements each operator."""
     if (yield from prepare()):
         yield OPERATORS, _operators
         yield MATRIX, _matrix
+        yield BACKENDS, _backends
 
 
 def _operators() -> list[dict[str, Any]]:
@@ -42,6 +46,17 @@ def _matrix() -> list[dict[str, str]]:
     from mainboard.platforms import current_platform
 
     return matrix(current_platform.device_type)
+
+
+def _backends() -> dict[str, Any]:
+    from mainboard.kernels.backends.selection import (
+        AttentionSelectorConfig,
+        select_attention_backend,
+    )
+    from mainboard.platforms import current_platform
+
+    config = AttentionSelectorConfig(128, current_platform.supported_dtypes[0], "auto", 16)
+    return select_attention_backend(config, num_heads=32).to_dict()
 
 
 def _implemented(operator: str, key: str) -> bool:
