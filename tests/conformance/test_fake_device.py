@@ -153,3 +153,15 @@ def test_visible_devices(run: Callable[..., Any], visible: str, expected: str) -
         "print(torch.fake.device_count(), P.visible_physical_ids())"
     )
     assert run("-c", program, FAKE_VISIBLE_DEVICES=visible).out.strip() == expected
+
+
+def test_the_doctor_finds_nothing_wrong(run: Callable[..., Any]) -> None:
+    """Every operator family computes what it should on the device, without autograd."""
+    import json
+
+    ran = run("-m", "mainboard", "doctor", "--json", MAINBOARD_PLATFORM="fake")
+    report = json.loads(ran.out)
+    assert (ran.code, report["problems"]) == (0, [])
+    devices = {check["device"] for check in report["checks"] if "device" in check}
+    assert devices <= {"fake"}
+    assert len(report["checks"]) >= 12

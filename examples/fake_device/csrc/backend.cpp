@@ -7,6 +7,7 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <array>
@@ -288,6 +289,8 @@ Queue& queue_for(const at::Tensor& tensor) {
 }
 
 at::Tensor seen_by_device(const at::Tensor& tensor) {
+  // The task runs in another thread, which is not in the caller's inference mode.
+  const c10::InferenceMode outside(false);
   void* address = const_cast<void*>(tensor.const_data_ptr());
   void* memory = tensor.numel() == 0 ? nullptr : device(tensor.device().index()).memory_at(address);
   at::Tensor seen = at::from_blob(memory, tensor.sizes(), tensor.strides(),

@@ -108,6 +108,7 @@ void Queue::run() {
       task();
     } catch (const std::exception& raised) {
       error = raised.what();
+      error.resize(std::min(error.size(), error.find('\n')));  // what follows is a stack
     }
     task = nullptr;  // what it holds goes before it counts as done
     lock.lock();
