@@ -21,7 +21,8 @@ OPERATORS = (
 )
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 QUERY_DTYPES = (torch.bfloat16, torch.float16)
-MOST_ROWS = 64  # queries x heads of a group that one key head serves at once
+MOST_ROWS = 64  # queries x heads of a group for which the decode kernels are the better ones
+MOST_PREFILL_DIM = 256
 
 # Kept alive: a Library that is collected takes its operators with it.
 _LIBRARY = torch.library.Library("mainboard_cuda", "DEF")
@@ -30,9 +31,33 @@ for _name in OPERATORS:
 
 
 def _refuses_attention(request: Request) -> list[str]:
-    reasons = []
+    rows = request.queries * request.heads // request.kv_heads
+    reasons = _refuses_decode(request) if rows <= MOST_ROWS else _refuses_prefill(request)
     if request.dtype not in QUERY_DTYPES:
-        reasons.append("only bfloat16 and float16 queries are compiled")
+        reasons.insert(0, "only bfloat16 and float16 queries are compiled")
+    return reasons
+
+
+def _refuses_prefill(request: Request) -> list[str]:
+    reasons = []
+    if request.cache_dtype in FP8_DTYPES:
+        reasons.append(f"more than {MOST_ROWS} rows (queries x heads of a group) over fp8 keys")
+    dims = request.head_dim, request.value_dim or request.head_dim
+    if any(dim % 8 or dim > MOST_PREFILL_DIM for dim in dims):
+        reasons.append(
+            f"head dimensions {dims} are not both multiples of 8 up to {MOST_PREFILL_DIM}"
+        )
+    if request.deterministic:
+        # Short sequences of the batch would take the long ones' kernel, and have other bits.
+        reasons.append(
+            f"more than {MOST_ROWS} rows (queries x heads of a group) with the same bits"
+            " in every batch"
+        )
+    return reasons
+
+
+def _refuses_decode(request: Request) -> list[str]:
+    reasons = []
     if request.head_dim not in HEAD_DIMS:
         dims = ", ".join(map(str, HEAD_DIMS))
         reasons.append(f"head dimension {request.head_dim} is not one of {dims}")
@@ -40,9 +65,6 @@ def _refuses_attention(request: Request) -> list[str]:
         reasons.append(f"values of {request.value_dim} under keys of {request.head_dim}")
     if request.page_size is None and request.cache_dtype in FP8_DTYPES:
         reasons.append("fp8 keys are read from pages only")
-    rows = request.queries * request.heads // request.kv_heads
-    if rows > MOST_ROWS:
-        reasons.append(f"{rows} rows (queries x heads of a group), more than {MOST_ROWS}")
     return reasons
 
 

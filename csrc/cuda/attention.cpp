@@ -8,6 +8,7 @@
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/decode.h"
+#include "csrc/cuda/prefill_launch.h"
 #include "csrc/cuda/runtime.h"
 
 namespace mainboard::cuda {
@@ -139,11 +140,16 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
 void attend(const AttentionCall& call) {
   const int64_t tokens = call.q.size(0), dim = call.q.size(2);
   if (tokens == 0 || call.cu_queries.size(0) == 1) return;
+  const int64_t group = call.q.size(1) / call.k.size(call.k.dim() - 2);
+  const int64_t rows = std::max<int64_t>(1, call.most_queries) * group;
+  const DecodeKernel* kernel = call.v.size(call.v.dim() - 1) == dim
+                                   ? find_decode(call.q.dtype(), call.k.dtype(), dim, rows)
+                                   : nullptr;
+  if ((rows > kDecodeRows || kernel == nullptr) && prefill_serves(call)) {
+    return attend_prefill(call);
+  }
+  require(kernel != nullptr, "these dtypes or head dimensions are not compiled");
   const Decode a = describe(call);
-  const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.group.value;
-  const DecodeKernel* kernel = find_decode(call.q.dtype(), call.k.dtype(), dim, rows);
-  require(kernel != nullptr && call.v.size(call.v.dim() - 1) == dim,
-          "these dtypes or head dimensions are not compiled");
   run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
 }
 

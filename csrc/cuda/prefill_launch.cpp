@@ -1,0 +1,123 @@
+#include "csrc/cuda/prefill_launch.h"
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include "csrc/common/arguments.h"
+#include "csrc/cuda/prefill_table.h"
+#include "csrc/cuda/runtime.h"
+#include "csrc/cuda/tensor_map.h"
+
+namespace mainboard::cuda {
+namespace {
+
+PrefillTable all_kernels() {
+  PrefillTable table;
+#define MAINBOARD_PREFILL(name) add_prefill_##name(&table);
+#include "prefill_list.inc"
+#undef MAINBOARD_PREFILL
+  return table;
+}
+
+int64_t value_dim(const AttentionCall& call) { return call.v.size(call.v.dim() - 1); }
+
+const PrefillKernel* find(const AttentionCall& call) {
+  // The others take the largest score before they scale, which must not turn it round.
+  const bool transforms = call.softcap > 0.0 || call.slopes || !(call.scale > 0.0);
+  return find_prefill(call.q.dtype(), call.q.size(2), value_dim(call), transforms);
+}
+
+int keep_inside(int64_t side) {
+  constexpr int64_t kUnbounded = 1 << 30;
+  return static_cast<int>(side < 0 ? kUnbounded : std::min(side, kUnbounded));
+}
+
+// How many heads of one key head lie side by side in a tile: all, or one.
+int packed_heads(const PrefillKernel& kernel, int group) {
+  return kernel.rows % group == 0 && group <= 32 ? group : 1;
+}
+
+Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
+  Prefill a = {};
+  a.heads = static_cast<int>(call.q.size(1));
+  a.group = a.heads / static_cast<int>(call.k.size(call.k.dim() - 2));
+  a.pack = packed_heads(kernel, a.group);
+  a.page_keys = call.table ? static_cast<int>(call.k.size(1)) : 1;
+  a.box_keys = call.table ? std::gcd(a.page_keys, kernel.block_keys) : kernel.block_keys;
+  a.q = map_queries(call.q, a.pack, kernel.rows / a.pack);
+  a.k = map_keys(call.k, a.box_keys);
+  a.v = map_keys(call.v, a.box_keys);
+  a.out = call.out.data<void>();
+  a.out_token = call.out.stride(0);
+  a.out_head = call.out.stride(1);
+  if (call.lse) {
+    a.lse = call.lse->data<float>();
+    a.lse_head = call.lse->stride(0);
+  }
+  if (call.table) {
+    a.table = call.table->data<const int>();
+    a.table_row = call.table->stride(0);
+  }
+  a.cu_queries = call.cu_queries.data<const int>();
+  a.cu_keys = call.cu_keys ? call.cu_keys->data<const int>() : nullptr;
+  a.used_keys = call.used_keys ? call.used_keys->data<const int>() : nullptr;
+  a.sequences = static_cast<int>(call.cu_queries.size(0) - 1);
+  a.value_dim = static_cast<int>(value_dim(call));
+  a.scale = static_cast<float>(call.scale);
+  a.left = keep_inside(call.left);
+  a.right = keep_inside(call.right);
+  a.softcap = static_cast<float>(call.softcap);
+  a.alibi_slopes = call.slopes ? call.slopes->data<const float>() : nullptr;
+  a.sinks = call.sinks ? call.sinks->data<const float>() : nullptr;
+  return a;
+}
+
+// A kernel asks once on each device for more shared memory than every kernel may have.
+void allow_shared_memory(const PrefillKernel& kernel, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!allowed.insert({kernel.function, device}).second) return;
+  check_cuda(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  kernel.shared_bytes),
+             "cudaFuncSetAttribute");
+}
+
+}  // namespace
+
+const PrefillKernel* find_prefill(DType type, int64_t head_dim, int64_t value_dim,
+                                  bool transforms) {
+  static const PrefillTable table = all_kernels();
+  for (const PrefillKernel& kernel : table) {  // the smallest first
+    if (kernel.type == type && kernel.transforms == transforms && kernel.head_dim >= head_dim &&
+        kernel.value_dim >= value_dim) {
+      return &kernel;
+    }
+  }
+  return nullptr;
+}
+
+bool prefill_serves(const AttentionCall& call) {
+  return call.k.dtype() == call.q.dtype() && find(call) != nullptr && can_map(call.q) &&
+         can_map(call.k) && can_map(call.v) && can_map(call.out);
+}
+
+void attend_prefill(const AttentionCall& call) {
+  const int64_t tokens = call.q.size(0);
+  if (tokens == 0 || call.cu_queries.size(0) == 1) return;
+  const OnDevice device(call.q);
+  const PrefillKernel& kernel = *find(call);
+  Prefill a = describe(call, kernel);
+  a.counters = device.counters();
+  allow_shared_memory(kernel, device.index());
+  // No more tiles than these: each sequence's last tile may be partly full.
+  const int64_t tiles = (tokens * a.pack / kernel.rows + a.sequences) * (a.heads / a.pack);
+  const int grid = static_cast<int>(std::min<int64_t>(tiles, device.multiprocessors()));
+  void* arguments[] = {&a};
+  device.launch(grid, kernel.threads, kernel.shared_bytes, kernel.function, arguments);
+}
+
+}  // namespace mainboard::cuda

@@ -1,0 +1,20 @@
+// Descriptions of tensors for the copy engine (TMA).
+#pragma once
+
+#include <cuda.h>
+
+#include "csrc/common/torch_abi.h"
+
+namespace mainboard::cuda {
+
+// Whether every row begins at a multiple of 16 bytes and no stride is too long.
+bool can_map(const Tensor& tensor);
+
+// A map of `[rows, heads, dim]` or `[pages, rows, heads, dim]` of a 16-bit type: its coordinates
+// are (column, head, row) or, for keys and values, (column, head, row, page), of which dense ones
+// have one. A box is 64 columns, `heads` heads and `rows` rows, and lies in shared memory as rows
+// of 128 bytes, swizzled by 128 bytes, heads next to each other.
+CUtensorMap map_queries(const Tensor& tensor, int heads, int rows);
+CUtensorMap map_keys(const Tensor& tensor, int rows);
+
+}  // namespace mainboard::cuda
