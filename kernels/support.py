@@ -15,7 +15,7 @@ import torch
 from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels import library
 from mainboard.kernels.library import KernelLevel
-from mainboard.kernels.validate import FP8_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
+from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
 
 __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations", "matrix"]
 
@@ -75,7 +75,7 @@ def _operator_reasons(request: Request) -> list[str]:
     if request.dtype not in QUERY_DTYPES:
         reasons.append(f"dtype {_short(request.dtype)} is not served")
     cache = request.cache_dtype
-    if cache not in (None, request.dtype, *FP8_DTYPES):
+    if cache not in (None, request.dtype, *FP8_DTYPES, *FNUZ_DTYPES):
         assert cache is not None
         reasons.append(f"a {_short(cache)} cache under {_short(request.dtype)} queries")
     if request.page_size is not None and request.page_size % PAGE_MULTIPLE:
@@ -84,10 +84,18 @@ def _operator_reasons(request: Request) -> list[str]:
     return reasons
 
 
+def _compiled_reasons(request: Request) -> list[str]:
+    """What no compiled library has."""
+    reasons = _operator_reasons(request)
+    if request.cache_dtype in FNUZ_DTYPES:
+        reasons.append(f"a {_short(request.cache_dtype)} cache is not compiled in")
+    return reasons
+
+
 def _compiled_cpu(request: Request) -> list[str]:
     if request.device != "cpu":
         return [f"runs on cpu, not on {request.device}"]
-    reasons = _operator_reasons(request)
+    reasons = _compiled_reasons(request)
     if request.operator not in _ON_CPU:
         reasons.append(f"has no {request.operator}")
     found = library.loaded("cpu")
@@ -109,7 +117,7 @@ def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
         found = library.loaded(name)
         if not found.loaded:
             return [found.reason]
-        return _operator_reasons(request) + _own(f"{name}_support", request)
+        return _compiled_reasons(request) + _own(f"{name}_support", request)
 
     return refuses
 

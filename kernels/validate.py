@@ -11,6 +11,7 @@ from torch import Tensor
 
 QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+FNUZ_DTYPES = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)  # of AMD's gfx942
 PAGE_MULTIPLE = 16
 
 
@@ -66,7 +67,7 @@ def _per_head(name: str, x: Tensor | None, sizes: tuple[int, ...], like: Tensor)
 
 
 def _cache_dtype(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and x.dtype not in FP8_DTYPES:
+    if x.dtype != q.dtype and x.dtype not in FP8_DTYPES + FNUZ_DTYPES:
         raise TypeError(
             f"{name} has dtype {_name(x.dtype)}; expected q's {_name(q.dtype)}, "
             f"or an fp8 cache ({', '.join(map(_name, FP8_DTYPES))})"

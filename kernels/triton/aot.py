@@ -174,13 +174,21 @@ def _nvidia(binary: bytes) -> Iterator[int]:
         command = [str(program), "-res-usage", str(file)]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for name in ("REG", "STACK"):
-        yield int(re.search(rf"\b{name}:(\d+)", report)[1])  # type: ignore[index]
+        yield _number(rf"\b{name}:(\d+)", report)
 
 
 def _amd(assembly: str) -> Iterator[int]:
-    """Vector registers, and how many were spilled, of either kind."""
-    for names in (("vgpr_count",), ("vgpr_spill_count", "sgpr_spill_count")):
-        yield sum(int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)  # type: ignore[index]
+    """Vector registers, and how many of any kind were spilled."""
+    yield _number(r"\.vgpr_count:\s+(\d+)", assembly)
+    spilled = [rf"\.{kind}_spill_count:\s+(\d+)" for kind in ("vgpr", "sgpr")]
+    yield sum(_number(pattern, assembly) for pattern in spilled)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiler's report has no {pattern!r}: {text[:200]!r}")
+    return int(found[1])
 
 
 def compile_case(case: str, architecture: str) -> Resources:
@@ -194,8 +202,9 @@ def compile_case(case: str, architecture: str) -> Resources:
         source = _source(launch, tensors)
     options = dict(launch.options)
     made = triton.compile(source, target=gpu_target(architecture), options=options)
-    found = _nvidia(made.asm["cubin"]) if "cubin" in made.asm else _amd(made.asm["amdgcn"])
-    registers, spilled = found
+    registers, spilled = (
+        _nvidia(made.asm["cubin"]) if "cubin" in made.asm else _amd(made.asm["amdgcn"])
+    )
     names = (parameter.name for parameter in launch.kernel.params)
     constants = dict(zip(names, (*tensors, *launch.numbers), strict=True))
     sizes = [

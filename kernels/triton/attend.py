@@ -100,7 +100,7 @@ def _attention_work(
     wrap: Wrap,
 ) -> Work | None:  # fmt: skip
     """Plan a call; None when there is nothing to do."""
-    tokens, heads, dim = q.shape
+    tokens, heads, dim = map(int, q.shape)
     if tokens == 0 or batch == 0 or max_seqlen_q <= 0:
         return None
     kv_heads, value_dim = k.shape[-2], v.shape[-1]
@@ -169,15 +169,18 @@ def attention(
         ValueError: shapes, strides or devices that do not fit together.
     """
     keys = -(-max_seqlen_k // KEYS_ROUNDED) * KEYS_ROUNDED
-    others = cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, alibi_slopes, sinks
-    others += k_scale, v_scale
-    key = (
-        meta(q), meta(k), meta(v), meta(out), meta(lse), *map(meta, others), max_seqlen_q, keys,
-        softmax_scale, causal, window_left, window_right, softcap, deterministic,
-        _aligned(q, k, v, out, lse, *others),
+    others = (
+        cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, alibi_slopes, sinks, k_scale, v_scale,
     )  # fmt: skip
-    work, first = None, True
-    if wrap is as_is and not interpreted() and (work := PREPARED.get(key)) is not None:
+    key, work, first = None, None, True
+    if wrap is as_is:
+        key = (
+            meta(q), meta(k), meta(v), meta(out), meta(lse), *map(meta, others), max_seqlen_q,
+            keys, softmax_scale, causal, window_left, window_right, softcap, deterministic,
+            _aligned(q, k, v, out, lse, *others),
+        )  # fmt: skip
+        work = PREPARED.get(key)
+    if work is not None:
         first = False
     else:
         validate.attention(
@@ -193,7 +196,7 @@ def attention(
         )  # fmt: skip
         if work is None:
             return
-        if wrap is as_is:
+        if wrap is as_is and not interpreted():
             PREPARED.keep(key, work)
     k_desc = v_desc = None
     if work.described:
@@ -210,7 +213,7 @@ def _latent_work(
     max_seqlen_q: int, keys: int, scale: float, causal: bool, deterministic: bool,
 ) -> Work | None:  # fmt: skip
     """Plan a call; None when there is nothing to do."""
-    tokens, heads, dim = q.shape
+    tokens, heads, dim = map(int, q.shape)
     if tokens == 0 or batch == 0 or max_seqlen_q <= 0:
         return None
     index, latent = q.device.index or 0, out.shape[-1]
@@ -221,8 +224,8 @@ def _latent_work(
     how, rotary = readable(cache.dtype, index), dim - latent
     numbers = (
         batch, made.blocks, tokens, heads, scale, q.stride(0), q.stride(1), cache.stride(0),
-        cache.stride(1), out.stride(0), out.stride(1), 0 if lse is None else lse.stride(0),
-        block_table.stride(0), latent, padded(latent), rotary, padded(max(rotary, 1)), made.pack,
+        out.stride(0), out.stride(1), 0 if lse is None else lse.stride(0), block_table.stride(0),
+        cache.stride(1), latent, padded(latent), rotary, padded(max(rotary, 1)), made.pack,
         cache.shape[1], int(how), causal, scale > 0.0, made.even, made.splits, made.block_m, made.tile.block_n,
         made.shortest,
     )  # fmt: skip
@@ -261,12 +264,15 @@ def mla_decode(
     """
     keys = -(-max_seqlen_k // KEYS_ROUNDED) * KEYS_ROUNDED
     others = cu_seqlens_q, seqused_k, block_table, kv_scale
-    key = (
-        "latent", meta(q), meta(kv_cache), meta(out), meta(lse), *map(meta, others), max_seqlen_q,
-        keys, softmax_scale, causal, deterministic, _aligned(q, kv_cache, out, lse, *others),
-    )  # fmt: skip
-    work, first = None, True
-    if wrap is as_is and not interpreted() and (work := PREPARED.get(key)) is not None:
+    key, work, first = None, None, True
+    if wrap is as_is:
+        key = (
+            "latent", meta(q), meta(kv_cache), meta(out), meta(lse), *map(meta, others),
+            max_seqlen_q, keys, softmax_scale, causal, deterministic,
+            _aligned(q, kv_cache, out, lse, *others),
+        )  # fmt: skip
+        work = PREPARED.get(key)
+    if work is not None:
         first = False
     else:
         validate.mla_decode(
@@ -279,7 +285,7 @@ def mla_decode(
         )  # fmt: skip
         if work is None:
             return
-        if wrap is as_is:
+        if wrap is as_is and not interpreted():
             PREPARED.keep(key, work)
     cache = kv_cache.view(torch.uint8) if work.as_bytes else kv_cache
     _run(work, (q, cache), others, cu_seqlens_q, out, lse, wrap, first)

@@ -68,11 +68,13 @@ _HOPPER = _table(
         ("latent", 512): Tile(64, 64, 8, 2, per_unit=1),
     }
 )
+# Its matrix unit keeps operands in shared memory that Hopper's takes from registers.
+_BLACKWELL = _table({**_HOPPER, ("latent", 512): Tile(32, 32, 8, 2, per_unit=1)})
 _AMPERE = _table(
     {
         ("prefill", 64): Tile(128, 64, 4, 3),
-        ("prefill", 128): Tile(128, 64, 8, 3),
-        ("prefill", 256): Tile(64, 32, 4, 2),
+        ("prefill", 128): Tile(128, 32, 8, 3),
+        ("prefill", 256): Tile(64, 32, 8, 2),
         ("decode", 64): Tile(64, 64, 4, 3),
         ("decode", 128): Tile(64, 64, 4, 3),
         ("decode", 256): Tile(64, 32, 4, 2),
@@ -82,11 +84,11 @@ _AMPERE = _table(
 # As Ampere, with 99 KiB of shared memory to a program.
 _ADA = _table(
     {
-        ("prefill", 64): Tile(128, 64, 4, 3),
-        ("prefill", 128): Tile(128, 32, 8, 2),
+        ("prefill", 64): Tile(128, 64, 8, 3),
+        ("prefill", 128): Tile(128, 32, 8, 3),
         ("prefill", 256): Tile(64, 32, 8, 2),
         ("decode", 64): Tile(64, 64, 4, 3),
-        ("decode", 128): Tile(64, 32, 4, 3),
+        ("decode", 128): Tile(64, 32, 4, 2),
         ("decode", 256): Tile(32, 16, 4, 2),
         ("latent", 512): Tile(16, 16, 8, 2, per_unit=1),
     }
@@ -94,9 +96,9 @@ _ADA = _table(
 # 64 KiB of shared memory, no asynchronous copies.
 _TURING = _table(
     {
-        ("prefill", 64): Tile(64, 64, 4, 1),
-        ("prefill", 128): Tile(64, 32, 4, 1),
-        ("prefill", 256): Tile(32, 16, 4, 1),
+        ("prefill", 64): Tile(64, 32, 8, 1),
+        ("prefill", 128): Tile(16, 32, 4, 1),
+        ("prefill", 256): Tile(32, 16, 8, 1),
         ("decode", 64): Tile(32, 32, 4, 1),
         ("decode", 128): Tile(32, 32, 4, 1),
         ("decode", 256): Tile(16, 16, 4, 1),
@@ -105,8 +107,8 @@ _TURING = _table(
 )
 _CDNA = _table(
     {
-        ("prefill", 64): Tile(128, 64, 4, 1, options={"waves_per_eu": 2}),
-        ("prefill", 128): Tile(128, 64, 4, 1, options={"waves_per_eu": 2}),
+        ("prefill", 64): Tile(128, 32, 4, 1),
+        ("prefill", 128): Tile(128, 32, 4, 1),
         ("prefill", 256): Tile(64, 32, 4, 1),
         ("decode", 64): Tile(32, 64, 4, 1),
         ("decode", 128): Tile(32, 64, 4, 1),
@@ -114,14 +116,15 @@ _CDNA = _table(
         ("latent", 512): Tile(16, 16, 4, 1, per_unit=1),
     }
 )
+# Its matrix instructions hold every operand in registers; latent attention alone spills some.
 _RDNA = _table(
     {
         ("prefill", 64): Tile(64, 32, 4, 1),
-        ("prefill", 128): Tile(64, 32, 4, 1),
-        ("prefill", 256): Tile(32, 16, 4, 1),
+        ("prefill", 128): Tile(64, 16, 8, 1),
+        ("prefill", 256): Tile(16, 16, 8, 1),
         ("decode", 64): Tile(16, 32, 4, 1),
-        ("decode", 128): Tile(16, 32, 4, 1),
-        ("decode", 256): Tile(16, 16, 4, 1),
+        ("decode", 128): Tile(16, 16, 4, 1),
+        ("decode", 256): Tile(16, 16, 8, 1),
         ("latent", 512): Tile(16, 16, 8, 1, per_unit=1),
     }
 )
@@ -138,8 +141,8 @@ _FAMILIES: Mapping[str, Table] = MappingProxyType(
         "sm_87": _AMPERE,
         "sm_89": _ADA,
         "sm_90": _HOPPER,
-        "sm_100": _HOPPER,
-        "sm_103": _HOPPER,
+        "sm_100": _BLACKWELL,
+        "sm_103": _BLACKWELL,
         "sm_120": _ADA,
         "gfx90a": _CDNA,
         "gfx942": _CDNA,
@@ -149,6 +152,7 @@ _FAMILIES: Mapping[str, Table] = MappingProxyType(
         "interpreted": _INTERPRETED,
     }
 )
+_WITHOUT_MATRIX_UNITS = ("gfx900", "gfx906", "gfx908")  # gfx908 has some, without bfloat16
 ARCHITECTURES = tuple(name for name in _FAMILIES if name != "interpreted")
 """Those with a table of their own."""
 
@@ -165,8 +169,10 @@ def family(architecture: str) -> Table | None:
         number = int(architecture.removeprefix("sm_"))
         older = [n for n in _FAMILIES if n.startswith("sm_") and int(n[3:]) <= number]
         return _FAMILIES[older[-1]] if older else None
+    if architecture in _WITHOUT_MATRIX_UNITS:
+        return None
     for prefix, table in (("gfx9", _CDNA), ("gfx11", _RDNA), ("gfx12", _RDNA)):
-        if architecture.startswith(prefix) and architecture > "gfx908":
+        if architecture.startswith(prefix):
             return table
     return None
 

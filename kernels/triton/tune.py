@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,7 +161,8 @@ def measure(kind: str, pad: int, tile: Tile, milliseconds: int = 40) -> Measured
         for make in _workloads(kind):
             call = make(pad)
             call()
-            times.append(float(do_bench(call, warmup=10, rep=milliseconds, return_mode="median")))
+            spent: Any = do_bench(call, warmup=10, rep=milliseconds, return_mode="median")
+            times.append(float(spent))
     except Exception as error:  # whatever the compiler or the launch refuses
         logger.debug("%s %s %s", kind, pad, tile, exc_info=True)
         return Measured(kind, pad, tile, (float("inf"),), f"{type(error).__name__}: {error}")

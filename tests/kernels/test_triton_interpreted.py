@@ -18,9 +18,12 @@ pytestmark = [
 ]
 
 REQUIRED = """
-import torch
+import dataclasses, torch
+from mainboard.kernels.validate import FNUZ_DTYPES
 from mainboard.testing.attention_cases import check_case
 from mainboard.testing.attention_list import REQUIRED
+for dtype in FNUZ_DTYPES:
+    check_case(dataclasses.replace(REQUIRED["float8_e5m2 cache"], cache_dtype=dtype))
 checked = [name for name, case in REQUIRED.items() if case.dtype is not torch.bfloat16]
 for name in checked:
     check_case(REQUIRED[name])
@@ -44,10 +47,10 @@ print(checked)
 CACHE = """
 import torch
 from mainboard.kernels import reference, reshape_and_cache
-from mainboard.kernels.validate import FP8_DTYPES
+from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES
 torch.manual_seed(1)
 for dtype in (torch.float16, torch.float32):
-    for stored in (dtype, *FP8_DTYPES):
+    for stored in (dtype, *FP8_DTYPES, *FNUZ_DTYPES):
         key, value = torch.randn(2, 12, 3, 40).to(dtype).unbind(0)
         key[3, 1, :5] = torch.tensor([float("nan"), 6e4, -6e4, 0.0, -0.0]).to(dtype)
         pair = [torch.randn(2, 16, 3, 40).to(stored) for _ in range(2)]

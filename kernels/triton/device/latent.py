@@ -15,7 +15,7 @@ __all__ = ["latent_kernel"]
 @triton.jit
 def walk_rows(
     acc, total, most, q, q_rotary, begin, end, CACHE, table, length, position, scale,
-    stride_page, stride_row, RIGHT: tl.constexpr, PLAIN: tl.constexpr,
+    stride_page, ROW: tl.constexpr, RIGHT: tl.constexpr, PLAIN: tl.constexpr,
     LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
     ROTARY_PAD: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr,
     MASKED: tl.constexpr,
@@ -28,13 +28,13 @@ def walk_rows(
         first = tl.multiple_of(first, BLOCK_N)
         key = first + slot
         page = page_of(table, key, first, length, PAGE, BLOCK_N, MASKED)
-        c = load_block(CACHE, page, first, slot, latent_col, key, length, stride_page, stride_row,
+        c = load_block(CACHE, page, first, slot, latent_col, key, length, stride_page, ROW,
                        LATENT, LATENT_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
         c = widen(c, q.dtype, STORED)
         s = tl.dot(q, tl.trans(c), input_precision="ieee")
         if ROTARY > 0:
             r = load_block(CACHE + LATENT, page, first, slot, rotary_col, key, length, stride_page,
-                           stride_row, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
+                           ROW, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
             r = widen(r, q.dtype, STORED)
             s = tl.dot(q_rotary, tl.trans(r), s, input_precision="ieee")
         step = scale
@@ -63,14 +63,15 @@ def walk_rows(
 def latent_kernel(
     Q, CACHE, OUT, LSE, PART_OUT, PART_LSE, CU_Q, USED_K, TABLE, SCALE, batch, blocks,
     tokens, heads, scale,
-    stride_qt, stride_qh, stride_page, stride_row, stride_ot, stride_oh, stride_lh, stride_table,
-    LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
+    stride_qt, stride_qh, stride_page, stride_ot, stride_oh, stride_lh, stride_table,
+    ROW: tl.constexpr, LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
     ROTARY_PAD: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
     RIGHT: tl.constexpr, POSITIVE: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries and heads over its rows, or with several SPLITS over its share."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
+    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_N >= 64 else BLOCK_N
     PLAIN: tl.constexpr = POSITIVE and SCALE is None
     pid = tl.program_id(0)
     split = tl.program_id(1)
@@ -111,7 +112,9 @@ def latent_kernel(
     q_row = Q + ((q_begin + token).to(tl.int64) * stride_qt + head * stride_qh)[:, None]
     latent_col = tl.arange(0, LATENT_PAD)
     rotary_col = tl.arange(0, ROTARY_PAD)
-    in_latent = live[:, None] & (latent_col < LATENT)[None, :]
+    in_latent = live[:, None]
+    if LATENT != LATENT_PAD:
+        in_latent = in_latent & (latent_col < LATENT)[None, :]
     q = tl.load(q_row + latent_col[None, :], mask=in_latent, other=0.0)
     q_rotary = q
     if ROTARY > 0:
@@ -128,8 +131,9 @@ def latent_kernel(
         acc, total, most = walk_rows(
             acc, total, most, q, q_rotary, full if phase == 1 else begin,
             end if phase == 1 else full,
-            CACHE, table, length, position, scale, stride_page, stride_row, RIGHT, PLAIN, LATENT,
-            LATENT_PAD, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, STORED, phase == 1,
+            CACHE, table, length, position, scale, stride_page, ROW, RIGHT, PLAIN, LATENT,
+            LATENT_PAD, ROTARY, ROTARY_PAD, PAGE, LAST_N if phase == 1 else BLOCK_N, STORED,
+            phase == 1,
         )  # fmt: skip
 
     some = tl.where(total > 0.0, total, 1.0)

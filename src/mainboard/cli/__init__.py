@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "env": "say what this machine, its Python and its packages are",
         "plugins": "list the installed plugins and how each of them loads",
         "kernels": "list which operators run here, on what, with which features",
+        "tune": "time the Triton kernels' tiles on this device and keep the fastest in a file",
         "verify": "run the conformance checks on a platform",
         "new-platform": "write a complete project for a platform of one's own",
     }

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-__all__ = ["waiting_for"]
+__all__ = ["progress_bar", "waiting_for"]
 
 _PATIENCE = 2.0
+_BAR = 30
 
 
 @contextmanager
@@ -40,3 +41,31 @@ def _show(what: str, done: Event) -> None:
         print(f"\r{text}", end="", file=sys.stderr, flush=True)
         done.wait(0.5)
     print("\r" + " " * len(text) + "\r", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show on the terminal how far a long piece of work has come, once it has taken two seconds.
+
+    Yields:
+        What to call with the stage's name, how much is done, and how much there is. Nothing is
+        shown when stderr is no terminal.
+    """
+    start = time.monotonic()
+    longest = 0
+
+    def advance(stage: str, done: int, total: int) -> None:
+        nonlocal longest
+        spent = time.monotonic() - start
+        if sys.stderr is None or not sys.stderr.isatty() or spent < _PATIENCE:
+            return
+        filled = _BAR * done // max(total, 1)
+        text = f"{stage} [{'#' * filled}{'.' * (_BAR - filled)}] {done}/{total}, {spent:.0f} s"
+        longest = max(longest, len(text))
+        print(f"\r{text:<{longest}}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if longest:
+            print("\r" + " " * longest + "\r", end="", file=sys.stderr, flush=True)
