@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -217,14 +217,14 @@ class AttentionBackend(ABC):
         """The class that runs a layer; the default calls Mainboard's operators."""
         from mainboard.kernels.backends.operators import OperatorAttentionImpl
 
-        return OperatorAttentionImpl
+        return cast("type[AttentionImpl[Any]]", OperatorAttentionImpl)
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder[Any]]:
         """The class that describes a batch to it; the default suits the default implementation."""
         from mainboard.kernels.backends.operators import OperatorMetadataBuilder
 
-        return OperatorMetadataBuilder
+        return cast("type[AttentionMetadataBuilder[Any]]", OperatorMetadataBuilder)
 
     @staticmethod
     def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
