@@ -204,6 +204,38 @@ def _merge_attention_states(inputs: _Inputs) -> list[Pair]:
     return list(zip(found, _reference(q, k, v, whole, causal=False), strict=True))
 
 
+def _latent(inputs: _Inputs) -> list[Pair]:
+    """Latent rows written into drawn slots of a cache, then attended to from there."""
+    import torch
+
+    from mainboard.kernels import concat_and_cache_mla, mla_decode, reference
+
+    latent, rotary, keys, heads = 64, 16, 40, 3
+    rows, device = inputs.normal(keys, latent + rotary), inputs.device
+    pages = inputs.permutation(4)[:3]
+    slots = (pages[:, None] * _PAGE + torch.arange(_PAGE)).flatten()[:keys]
+    cache = torch.full((4, _PAGE, latent + rotary), float("nan"), dtype=inputs.dtype)
+    there = cache.to(device)
+    concat_and_cache_mla(
+        rows[:, :latent].to(device), rows[:, latent:].to(device), there, slots.to(device)
+    )
+    cache.flatten(0, 1)[slots] = rows
+    q, table = inputs.normal(2, heads, latent + rotary), pages.int()[None]
+    begins, used = _offsets((2,)), torch.tensor([keys], dtype=torch.int32)
+    found = mla_decode(
+        q.to(device), there, cu_seqlens_q=begins.to(device), seqused_k=used.to(device),
+        block_table=table.to(device), max_seqlen_q=2, max_seqlen_k=keys, softmax_scale=0.1,
+        value_dim=latent, return_lse=True,
+    )  # fmt: skip
+    out = torch.empty((2, heads, latent), dtype=torch.float64)
+    lse = torch.empty((heads, 2), dtype=torch.float64)
+    reference.mla_decode(
+        q, cache, out, lse, begins, used, table, 2, keys, 0.1, True, None, False,
+        precision=torch.float64,
+    )  # fmt: skip
+    return list(zip(found, (out, lse), strict=True))
+
+
 def _offsets(lengths: tuple[int, ...]) -> "Tensor":
     """Where each sequence begins, and where the last one ends."""
     import torch
@@ -233,6 +265,7 @@ FAMILIES: Mapping[str, tuple[Callable[[_Inputs], list[Pair]], bool]] = MappingPr
         "attention, paged": (_attention_paged, False),
         "reshape_and_cache": (_reshape_and_cache, True),
         "merge_attention_states": (_merge_attention_states, False),
+        "mla_decode": (_latent, False),
     }
 )
 """The check of every operator family, and whether the result must be exact."""
