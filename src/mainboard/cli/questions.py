@@ -85,6 +85,8 @@ def kernel_questions(compiled: dict[str, Any], status: dict[str, Any] | None) ->
     """
     built = {row["device"]: row["instruction_sets"] for row in compiled["libraries"]}
     loaded = {row["device"]: row for row in (status or {}).get("libraries", ()) if row["loaded"]}
+    # What was not loaded cannot run; without torch that cannot be told.
+    unloaded: list[str] | None = None if status is None else []
     libraries: Question = {
         "subject": "kernel libraries",
         "known": compiled["devices"],
@@ -97,8 +99,8 @@ def kernel_questions(compiled: dict[str, Any], status: dict[str, Any] | None) ->
             "subject": f"{device} kernels",
             "known": instruction_sets,
             "compiled": instruction_sets,
-            "available": list(loaded[device]["usable"]) if device in loaded else None,
-            "active": [loaded[device]["active"]] if device in loaded else None,
+            "available": list(loaded[device]["usable"]) if device in loaded else unloaded,
+            "active": [loaded[device]["active"]] if device in loaded else unloaded,
         }
         for device, instruction_sets in built.items()
     ]
