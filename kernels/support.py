@@ -19,6 +19,9 @@ from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, PAGE_MULTIPLE, Q
 
 __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations", "matrix"]
 
+# What torch calls the devices of NVIDIA and of AMD alike.
+GPU = "cuda"
+
 FEATURES = ("window", "softcap", "alibi", "sinks")
 
 # What the CPU's compiled library has; the reference serves the others.
@@ -112,8 +115,8 @@ def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
     """The predicate of a GPU's compiled library, which is a module beside its operators."""
 
     def refuses(request: Request) -> list[str]:
-        if request.device != "cuda":
-            return [f"runs on cuda, not on {request.device}"]
+        if request.device != GPU:
+            return [f"runs on {GPU}, not on {request.device}"]
         found = library.loaded(name)
         if not found.loaded:
             return [found.reason]
@@ -124,7 +127,7 @@ def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
 
 def _triton(request: Request) -> list[str]:
     """Triton's kernels are for GPUs; its interpreter takes CPU tensors, for tests."""
-    served = "cpu" if library.interpreted() else "cuda"
+    served = "cpu" if library.interpreted() else GPU
     if request.device != served:
         return [f"runs on {served}, not on {request.device}"]
     why = library.why_no_triton()

@@ -177,6 +177,8 @@ def test_the_complete_wheel_works_alone(tmp_path: Path) -> None:
     """The wheel with the compiled kernels runs an operator through them, and is small."""
     assert WHEEL is not None
     wheel = Path(WHEEL)
-    assert install_and_use(wheel, tmp_path).endswith("compiled 1")
+    libraries = sum(name.endswith(".so") for name in names_in(wheel))
+    assert libraries >= 1
+    assert install_and_use(wheel, tmp_path).endswith(f"compiled {libraries}")
     assert "-abi3-" in wheel.name
     assert wheel.stat().st_size < 25e6
