@@ -75,6 +75,7 @@ def test_a_folder_that_is_there_is_left_alone(mainboard, tmp_path: Path) -> None
 
 @pytest.mark.install
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_the_project_passes_its_own_tests(project: Path, tmp_path: Path) -> None:
     """Installed by pip beside Mainboard, with its conformance tests among them."""
     flags = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--no-compile"]

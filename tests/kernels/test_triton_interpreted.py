@@ -182,11 +182,13 @@ def interpret(code: str, tmp_path: Path, *arguments: str, **settings: str) -> st
     return done.stdout
 
 
+@pytest.mark.slow
 def test_required_cases(tmp_path: Path) -> None:
     """Every required case that the interpreter can run agrees with float64."""
     assert int(interpret(REQUIRED, tmp_path)) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 40])
 def test_drawn_cases(first: int, tmp_path: Path) -> None:
     """Drawn cases agree with float64."""
@@ -203,6 +205,7 @@ def test_every_code_of_every_8_bit_float(tmp_path: Path) -> None:
     interpret(EVERY_BIT, tmp_path)
 
 
+@pytest.mark.slow
 def test_latent_attention(tmp_path: Path) -> None:
     """Latent attention over rows written by its cache operator agrees with float64."""
     interpret(LATENT, tmp_path)
