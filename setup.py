@@ -38,7 +38,8 @@ class CMakeBuild(build_ext):
         """Let CMake write every library next to where setuptools expects this one."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
-        configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
+        # Fresh: pip built this folder before with another CMake, which is gone with its environment.
+        configure = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         configure += ["-DCMAKE_BUILD_TYPE=Release", *os.environ.get("CMAKE_ARGS", "").split()]
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", str(build)])

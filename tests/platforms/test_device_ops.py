@@ -162,12 +162,13 @@ def test_cpu_peak_memory() -> None:
     except NotImplementedError as error:
         pytest.skip(str(error))
     before = cpu.max_memory_allocated()
-    block = torch.ones(64 << 20, dtype=torch.uint8)
-    assert cpu.max_memory_allocated() >= before + (60 << 20)
+    size = 256 << 20  # more than the C library keeps of what other tests freed
+    block = torch.ones(size, dtype=torch.uint8)
+    assert cpu.max_memory_allocated() >= before + size // 2
     assert cpu.memory_stats()["peak_resident_bytes"] >= cpu.memory_stats()["resident_bytes"]
     del block
     cpu.reset_peak_memory_stats()
-    assert cpu.max_memory_allocated() < before + (60 << 20)
+    assert cpu.max_memory_allocated() < before + size // 2
 
 
 def test_cpu_has_no_graphs() -> None:
