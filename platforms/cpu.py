@@ -176,9 +176,9 @@ class CpuPlatform(Platform):
     @classmethod
     def memory_stats(cls, device: Device = None) -> dict[str, Any]:
         """What the system counts, in bytes; what it does not count is left out."""
-        memory, peak = cls.mem_get_info(), _peak_memory()
+        resident, memory, peak = cls.memory_allocated(), cls.mem_get_info(), _peak_memory()
         return {
-            "resident_bytes": cls.memory_allocated(),
+            "resident_bytes": resident,
             **({} if peak is None else {"peak_resident_bytes": peak}),
             "available_bytes": memory.free,
             "total_bytes": memory.total,
@@ -246,5 +246,6 @@ def _peak_memory() -> int | None:
     """The most bytes that this process has occupied, on Linux, where that can be reset."""
     for line in (this_machine().text("proc/self/status") or "").splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+            # The kernel notes a peak when memory falls; until then what is occupied is the most.
+            return max(int(line.split()[1]) * 1024, _resident_memory() or 0)
     return None

@@ -165,7 +165,8 @@ def test_cpu_peak_memory() -> None:
     size = 256 << 20  # more than the C library keeps of what other tests freed
     block = torch.ones(size, dtype=torch.uint8)
     assert cpu.max_memory_allocated() >= before + size // 2
-    assert cpu.memory_stats()["peak_resident_bytes"] >= cpu.memory_stats()["resident_bytes"]
+    stats = cpu.memory_stats()
+    assert stats["peak_resident_bytes"] >= stats["resident_bytes"]
     del block
     cpu.reset_peak_memory_stats()
     assert cpu.max_memory_allocated() < before + size // 2
