@@ -2,9 +2,6 @@
 #include "csrc/cuda/attention.h"
 
 #include <algorithm>
-#include <mutex>
-#include <set>
-#include <utility>
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/decode.h"
@@ -22,10 +19,6 @@ const T* pointer(const std::optional<Tensor>& t) {
 }
 
 int scale_stride(const std::optional<Tensor>& t) { return t && t->numel() > 1 ? 1 : 0; }
-
-int side(int64_t size) {
-  return size < 0 || size > kUnbounded ? kUnbounded : static_cast<int>(size);
-}
 
 bool is_multiple(const Tensor& t, int64_t bytes) {
   const int64_t size = size_of(t.dtype());
@@ -85,17 +78,6 @@ Decode describe(const AttentionCall& call) {
   return a;
 }
 
-// A kernel asks once on each device for more shared memory than every kernel may have.
-void allow_shared_memory(const DecodeKernel& kernel, int device) {
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel.function, device}).second) return;
-  check_cuda(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kernel.shared_bytes),
-             "cudaFuncSetAttribute");
-}
-
 // More pieces than there can be: each sequence's last tile may be partly full.
 int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
   const int64_t tiles = tokens * a.group.value / rows + a.sequences;
@@ -130,7 +112,6 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
   const int tile_rows = kernel.row_tiles * kTileRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
   const Tensor workspace = lay_out(&a, device, grid, tokens, dim, tile_rows);
-  allow_shared_memory(kernel, device.index());
   void* arguments[] = {&a};
   device.launch(grid, kernel.threads, kernel.shared_bytes, kernel.function, arguments);
 }

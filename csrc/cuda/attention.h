@@ -33,6 +33,12 @@ struct LatentCall {
   bool deterministic;
 };
 
+// A side of a window as the kernels take it.
+inline constexpr int kUnbounded = 1 << 30;
+inline int side(int64_t size) {
+  return size < 0 || size > kUnbounded ? kUnbounded : static_cast<int>(size);
+}
+
 // Queues the call on the current stream.
 void attend(const AttentionCall& call);
 void attend_latent(const LatentCall& call);

@@ -18,7 +18,6 @@ inline constexpr int kTileRows = 16;    // rows (query x head of the group) that
 inline constexpr int kDecodeRows = 64;  // of a sequence; with more, products of 64 rows pay
 inline constexpr int kBlockKeys = 16;   // keys that are loaded together; never in two pages
 inline constexpr int kMostPieces = 16;  // of a deterministic tile
-inline constexpr int kUnbounded = 1 << 30;
 
 // Division by a number that is known before the launch: for n below 2^31.
 struct Divisor {

@@ -1,10 +1,7 @@
 #include "csrc/cuda/prefill_launch.h"
 
 #include <algorithm>
-#include <mutex>
 #include <numeric>
-#include <set>
-#include <utility>
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/prefill_table.h"
@@ -28,11 +25,6 @@ const PrefillKernel* find(const AttentionCall& call) {
   // The others take the largest score before they scale, which must not turn it round.
   const bool transforms = call.softcap > 0.0 || call.slopes || !(call.scale > 0.0);
   return find_prefill(call.q.dtype(), call.q.size(2), value_dim(call), transforms);
-}
-
-int keep_inside(int64_t side) {
-  constexpr int64_t kUnbounded = 1 << 30;
-  return static_cast<int>(side < 0 ? kUnbounded : std::min(side, kUnbounded));
 }
 
 // How many heads of one key head lie side by side in a tile: all, or one.
@@ -67,23 +59,12 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.sequences = static_cast<int>(call.cu_queries.size(0) - 1);
   a.value_dim = static_cast<int>(value_dim(call));
   a.scale = static_cast<float>(call.scale);
-  a.left = keep_inside(call.left);
-  a.right = keep_inside(call.right);
+  a.left = side(call.left);
+  a.right = side(call.right);
   a.softcap = static_cast<float>(call.softcap);
   a.alibi_slopes = call.slopes ? call.slopes->data<const float>() : nullptr;
   a.sinks = call.sinks ? call.sinks->data<const float>() : nullptr;
   return a;
-}
-
-// A kernel asks once on each device for more shared memory than every kernel may have.
-void allow_shared_memory(const PrefillKernel& kernel, int device) {
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel.function, device}).second) return;
-  check_cuda(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kernel.shared_bytes),
-             "cudaFuncSetAttribute");
 }
 
 }  // namespace
@@ -112,7 +93,6 @@ void attend_prefill(const AttentionCall& call) {
   const PrefillKernel& kernel = *find(call);
   Prefill a = describe(call, kernel);
   a.counters = device.counters();
-  allow_shared_memory(kernel, device.index());
   // No more tiles than these: each sequence's last tile may be partly full.
   const int64_t tiles = (tokens * a.pack / kernel.rows + a.sequences) * (a.heads / a.pack);
   const int grid = static_cast<int>(std::min<int64_t>(tiles, device.multiprocessors()));

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -66,6 +67,18 @@ class Zeros {
   int64_t left_ = 0;
 };
 
+// More shared memory than every kernel may have is asked for, once for each kernel and device.
+void allow_shared_memory(const void* kernel, int bytes, int device) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return;
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!allowed.insert({kernel, device}).second) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "cudaFuncSetAttribute");
+}
+
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
@@ -127,6 +140,7 @@ int* OnDevice::counters() const {
 
 void OnDevice::launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel,
                       void** arguments) const {
+  allow_shared_memory(kernel, shared_bytes, index_);
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
