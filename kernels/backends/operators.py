@@ -167,6 +167,7 @@ class OperatorAttentionImpl(AttentionImpl[OperatorMetadata]):
             )
         from mainboard.kernels import attention, reshape_and_cache
 
+        self._move_to(query.device)
         tokens = attn_metadata.tokens
         q = query.view(-1, self.num_heads, self.head_size)
         output = torch.empty_like(query) if output is None else output
@@ -193,8 +194,8 @@ class OperatorAttentionImpl(AttentionImpl[OperatorMetadata]):
             causal=attn_metadata.causal,
             window=self.window,
             softcap=self.softcap,
-            alibi_slopes=self._at(self.alibi_slopes, q),
-            sinks=self._at(self.sinks, q),
+            alibi_slopes=self.alibi_slopes,
+            sinks=self.sinks,
             k_scale=k_scale,
             v_scale=v_scale,
             out=output.view(-1, self.num_heads, self.head_size)[:tokens],
@@ -212,9 +213,12 @@ class OperatorAttentionImpl(AttentionImpl[OperatorMetadata]):
         k_scale, v_scale = (s if s is None else s.reshape(-1) for s in scales)
         return k_scale, v_scale
 
-    @staticmethod
-    def _at(x: Tensor | None, like: Tensor) -> Tensor | None:
-        return x if x is None else x.to(like.device)
+    def _move_to(self, device: torch.device) -> None:
+        """Bring what every call needs to the device once: the first call tells which it is."""
+        if self.alibi_slopes is not None and self.alibi_slopes.device != device:
+            self.alibi_slopes = self.alibi_slopes.to(device)
+        if self.sinks is not None and self.sinks.device != device:
+            self.sinks = self.sinks.to(device)
 
 
 @functools.cache
