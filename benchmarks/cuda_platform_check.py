@@ -126,6 +126,20 @@ SETTINGS = [
     *(" 0", "0 ,1", " 1 , 0 ", "0;1", "0x0", "00", "+0", "0abc", "NoDevFiles", "all", "none"),
     *("{0}", "{1}", "{1},{0}", "{0},{0}", "{1},0", "0,{1}", "{1:.12},{0:.12}", "{0:.5}", "GPU-"),
     *("GPU-00000000-0000-0000-0000-000000000000,0", "{0}x", "MIG-{0}/0/0", ",0", "0,,1", "0,"),
+    *(
+        "0x1",
+        "01",
+        "0,00",
+        "0,99,0",
+        "0,-1,0",
+        "0,x,0",
+        "0,{0},0",
+        "+ 0",
+        "\t0",
+        "--0",
+        "4294967296",
+    ),
+    *("{0},{0:.12}", "{1:.12},{1:.9}", "{0:.8}zz", "{0}ab", "{0} ,{1}", " {0}", "{0}\n", "gpu{0}"),
 ]
 
 OURS = """
@@ -179,7 +193,8 @@ def settings() -> dict[str, Any]:
     if not found:
         return {"failed": "CUDA's driver lists no device"}
     # Without a second device, a setting that names it means the first one again.
-    texts = list(dict.fromkeys(text.format(found[0], found[-1]) for text in SETTINGS))
+    texts = [text.format(found[0], found[-1]) for text in SETTINGS]
+    texts = list(dict.fromkeys([*texts, found[0].upper(), found[0].lower()]))
     with ThreadPoolExecutor(8) as pool:
         asked = pool.map(
             lambda text: run(

@@ -101,7 +101,7 @@ def recorded(file: Path) -> object:
     """The platform that a recorded machine has."""
     machine = Replay(json.loads(file.read_text("utf-8")))
     # The variables are this process's, read as they are on the machine itself.
-    machine.raw_setting = this_machine().raw_setting
+    machine.raw_environ = this_machine().raw_environ
     (name, *_) = facts_of(machine)["devices"]
     probe: Callable[[Any], Any] = __import__(
         f"mainboard.platforms.{name}", fromlist=["probe"]

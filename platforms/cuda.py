@@ -133,8 +133,8 @@ class CudaPlatformBase(ListedDevices):
         return cls._asked("its links", lambda: tuple(map(_link, _either_links(cls._machine()))))
 
     @classmethod
-    def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of streaming multiprocessors of a device, or of its slice.
+    def _read_compute_units(cls, device_id: int) -> int:
+        """The number of streaming multiprocessors.
 
         A device that the driver does not list beside a divided one is started by asking.
         """

@@ -14,23 +14,29 @@ __all__ = ["CONTROL", "find_entry", "visibility", "visible_devices"]
 CONTROL = "CUDA_VISIBLE_DEVICES"
 
 
+# As far as the driver reads an entry: what follows a number or an id is passed over.
+_NUMBER = r"\s*\+?([0-9]+)"
+_ID = r"\s*((?:GPU-|MIG-|MIG-GPU-)[0-9a-fA-F][0-9a-fA-F/-]*)"
+
+
 def visibility(environ: Mapping[str, str]) -> list[str] | None:
     """The entries of `CUDA_VISIBLE_DEVICES` that count; None when it is not set.
 
-    As the driver does, reading stops at the first entry that is neither a number nor an id, and
-    a repeated entry hides everything.
+    As the driver does, reading stops at the first entry that is not of the kind of the first one,
+    a number or an id, and a repeated entry hides everything.
     """
     setting = environ.get(CONTROL)
     if setting is None:
         return None
     import re
 
+    kind = _NUMBER if re.match(_NUMBER, setting) else _ID
     entries: list[str] = []
     for entry in setting.split(","):
-        match = re.match(r"\s*(\d+|(?:GPU|MIG)-[\w/-]+)", entry)
+        match = re.match(kind, entry)
         if match is None:
             break
-        entries.append(match[1])
+        entries.append(match[1].lstrip("0") or "0" if kind is _NUMBER else match[1])
     return entries if len(set(entries)) == len(entries) else []
 
 
@@ -43,9 +49,12 @@ def find_entry(entry: str, inventory: Inventory) -> int | None:
 def visible_devices(entries: Sequence[str] | None, inventory: Inventory) -> list[CudaDevice]:
     """The devices that `CUDA_VISIBLE_DEVICES` leaves, a slice of one as that slice.
 
-    CUDA shows a process one slice at most, and then nothing else.
+    CUDA shows a process one slice at most, and then nothing else. A device that is meant twice, by
+    two abbreviations of its id, hides everything as a repeated entry does.
     """
     chosen = list(_chosen(entries, inventory))
+    if len(set(chosen)) < len(chosen):
+        return []
     slices = [device.as_slice(part) for device, part in chosen if part is not None]
     return slices[:1] or [device for device, _ in chosen if not device.mig]
 
@@ -76,7 +85,7 @@ def _meant(entry: str, device: CudaDevice) -> list[str | None]:
     if entry.startswith("MIG-GPU-"):  # the form of drivers before 470: MIG-<device>/<gi>/<ci>
         exact = [part.uuid for part in device.slices if part.uuid == entry]
         named = entry.removeprefix("MIG-").partition("/")[0] == device.uuid
-        return [*exact] or ([_first_slice(device)] if named else [])
+        return [*exact] or ([device.slices[0].uuid] if named and device.slices else [])
     if entry.startswith("MIG-"):
         return [part.uuid for part in device.slices if part.uuid.startswith(entry)]
     return [_first_slice(device)] if device.uuid.startswith(entry) else []

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import cache, cached_property
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.values import CpuArchEnum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mainboard.platforms.bounded import Outcome
 
@@ -61,8 +62,8 @@ class Machine:
         self.system = sys.platform if system is None else system
         self.architecture = _own_architecture() if architecture is None else architecture
         self.import_path = import_path
-        self.raw_setting = _raw_reader(self.environ)
-        """One variable, named in bytes, in whichever form it can be had soonest."""
+        self.raw_environ = _raw_environ(self.environ)
+        """The same variables, named in bytes, in whichever form they can be had soonest."""
 
     def path(self, name: str) -> str:
         """Where the file that the machine calls `/name` really is."""
@@ -203,13 +204,27 @@ def parse_id_list(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _raw_reader(environ: Mapping[str, str]) -> Callable[[bytes], object]:
+class _Encoded(Mapping[bytes, str]):
+    """An environment whose variables are named in bytes."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def __getitem__(self, name: bytes) -> str:
+        return self._environ[os.fsdecode(name)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(os.fsencode, self._environ)
+
+    def __len__(self) -> int:
+        return len(self._environ)
+
+
+def _raw_environ(environ: Mapping[str, str]) -> Mapping[bytes, object]:
     # Reading os.environ encodes, looks up and decodes, which takes longer than all else that a
     # question asked in a loop does. What it looks up in is the same for every CPython on POSIX.
     data = getattr(environ, "_data", None) if environ is os.environ else None
-    if os.name == "posix" and isinstance(data, dict):
-        return data.get
-    return lambda name: environ.get(os.fsdecode(name))
+    return data if os.name == "posix" and isinstance(data, dict) else _Encoded(environ)
 
 
 def _own_architecture() -> str:
