@@ -79,9 +79,10 @@ def test_every_declined_machine_gets_a_remedy(name: str) -> None:
         assert verdict.value or verdict.remedy or verdict.code == "hardware_absent"
 
 
-def test_doctor_on_the_recorded_machine() -> None:
-    """What the doctor said on the H200 itself is what the replay of its record says here."""
-    machine = _read("h200")
+@pytest.mark.parametrize("name", ["h200", "h100-two"])
+def test_doctor_on_the_recorded_machine(name: str) -> None:
+    """What the doctor said on the machine itself is what the replay of its record says here."""
+    machine = _read(name)
     assert machine["doctor"]["ok"] and machine["doctor"]["chosen"]["name"] == "cuda"
     verdict = cuda_probe.probe(Replay(machine)).to_dict()
     assert machine["doctor"]["chosen"] == {key: verdict[key] for key in machine["doctor"]["chosen"]}
