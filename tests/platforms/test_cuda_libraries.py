@@ -157,6 +157,23 @@ def test_library_that_misbehaves(
         assert "MAINBOARD_PROBE_TIMEOUT" in (verdict.remedy or "")
 
 
+def test_library_that_gets_stuck_later(
+    machines: Any, two_devices: Any, on_machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that answers at first and hangs at a later question costs that question its bound."""
+    machines.install_torch(cuda="13.0")
+    machines.install_nvml(two_devices, more=["stuck"])
+    machine = machines.from_record("nvidia-two-gpus")
+    assert "available" == cuda.probe(machine).code
+    on_machine(machine)
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5")
+    for _ in range(2):  # what failed is not remembered
+        with pytest.raises(PlatformUnavailableError, match="no answer within 0.5 s"):
+            CudaPlatform.links()
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "30")
+    assert (40 << 30, 80 << 30) == CudaPlatform.get_device_memory_info()
+
+
 def test_late_answer_in_time(
     machines: Any, two_devices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
