@@ -47,9 +47,10 @@ class _Answers:
     By logical id, but for `at_least`, by capability, and `facts`, by the method that finds each.
     """
 
-    __slots__ = ("able", "at_least", "capability", "device", "facts", "name", "units")
+    __slots__ = ("able", "at_least", "capability", "device", "facts", "name", "physical", "units")
 
     def __init__(self, cls: type[ListedDevices]) -> None:
+        self.physical: Table[int, int] = Table(cls._physical_id)
         self.device: Table[int, Any] = Table(cls._find)
         self.name: Table[int, str] = Table(cls._read_name)
         self.capability: Table[int, DeviceCapability | None] = Table(cls._read_capability)
@@ -117,8 +118,26 @@ class ListedDevices(Platform):
         )
 
     @classmethod
+    def device_id_to_physical_device_id(cls, device_id: int) -> int:
+        """The physical id of logical device `device_id`.
+
+        Raises:
+            IndexError: fewer devices are assigned to this process, or visible to it.
+        """
+        return cls._now().physical[device_id]
+
+    @classmethod
+    def _physical_id(cls, device_id: int) -> int:
+        return super().device_id_to_physical_device_id(device_id)
+
+    @classmethod
     def visible_physical_ids(cls) -> list[int] | None:
         """Physical ids in the order of visible ids; None when nothing hides or reorders any."""
+        ids: list[int] | None = cls._now().facts["_visible_ids"]
+        return None if ids is None else [*ids]
+
+    @classmethod
+    def _visible_ids(cls) -> list[int] | None:
         ids = [device.id for device in cls._visible()]
         everything = ids == list(range(len(cls._listed())))
         read = cls._machine().raw_environ.get

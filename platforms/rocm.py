@@ -83,9 +83,8 @@ class RocmPlatform(ListedDevices):
         return super()._find(device_id) if cls.devices() else None
 
     @classmethod
-    def visible_physical_ids(cls) -> list[int] | None:
-        """Physical ids in the order of visible ids, after all three control variables."""
-        return super().visible_physical_ids() if cls.devices() else cls._from_control_variable()
+    def _visible_ids(cls) -> list[int] | None:
+        return super()._visible_ids() if cls.devices() else cls._from_control_variable()
 
     @classmethod
     def device_control_id_to_physical_device_id(cls, device_id: str) -> int:
