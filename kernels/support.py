@@ -6,7 +6,7 @@ call; on a GPU `mainboard.kernels.gpu_dispatch` asks here once for each configur
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 
 import torch
@@ -16,7 +16,7 @@ from mainboard.kernels import library
 from mainboard.kernels.library import KernelLevel
 from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
 
-__all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations", "matrix"]
+__all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations"]
 
 # What torch calls the devices of NVIDIA and of AMD alike.
 GPU = "cuda"
@@ -182,33 +182,3 @@ def choose(request: Request, candidates: Sequence[Implementation] | None = None)
         rejected[implementation.name] = reasons
     why = [f"{name}: {reason}" for name, reasons in rejected.items() for reason in reasons]
     raise UnsupportedConfigurationError(f"no kernel serves {request}", why)
-
-
-def _attention_cases(base: Request) -> dict[str, Request]:
-    cases = {"dense": base, "paged": replace(base, page_size=16)}
-    for fp8 in FP8_DTYPES:
-        cases[f"{_short(fp8)} cache"] = replace(base, page_size=16, cache_dtype=fp8)
-    for feature in FEATURES:
-        cases[feature] = replace(base, page_size=16, features=frozenset({feature}))
-    return cases
-
-
-def matrix(device: str) -> list[dict[str, str]]:
-    """The support matrix of one device: a row for each dtype, cache and feature."""
-    base = Request(device=device)
-    latent = replace(base, head_dim=576, value_dim=512, page_size=64)
-    rows = []
-    for operator, cases in {
-        "attention": _attention_cases(base),
-        "reshape_and_cache": {"any": base},
-        "merge_attention_states": {"any": base},
-        "mla_decode": {"any": latent},
-        "concat_and_cache_mla": {"any": latent},
-    }.items():
-        for name, request in cases.items():
-            row = {"operator": operator, "case": name}
-            for dtype in QUERY_DTYPES:
-                asked = replace(request, operator=operator, dtype=dtype)
-                row[_short(dtype)] = choose(asked).implementation.name
-            rows.append(row)
-    return rows
