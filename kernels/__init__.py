@@ -2,7 +2,7 @@
 
 Everything is reached from here: `attention`, `reshape_and_cache`, `merge_attention_states`,
 `mla_decode`, `concat_and_cache_mla`, the flash-attention call forms in
-`mainboard.kernels.flash_attn`, and `status()`. Importing this package imports torch when the first
+`mainboard.kernels.flash_attn`, `warm_up` and `status()`. Importing this package imports torch when the first
 of them is used.
 """
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mainboard.kernels.ops import merge_attention_states as merge_attention_states
     from mainboard.kernels.ops import mla_decode as mla_decode
     from mainboard.kernels.ops import reshape_and_cache as reshape_and_cache
+    from mainboard.kernels.warm import warm_up as warm_up
 
 _HOMES = {
     "attention": "mainboard.kernels.ops",
@@ -23,6 +24,7 @@ _HOMES = {
     "mla_decode": "mainboard.kernels.ops",
     "reshape_and_cache": "mainboard.kernels.ops",
     "status": "mainboard.kernels.library",
+    "warm_up": "mainboard.kernels.warm",
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "mla_decode",
     "reshape_and_cache",
     "status",
+    "warm_up",
 ]
 
 

@@ -2,10 +2,11 @@
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/cache.h"
-#include "csrc/cuda/decode.h"
-#include "csrc/cuda/ptx.h"
 #include "csrc/cuda/runtime.h"
+#ifndef __HIP__
+#include "csrc/cuda/ptx.h"
 #include "csrc/cuda/scalar.h"
+#endif
 
 namespace mainboard::cuda {
 namespace {
@@ -133,16 +134,31 @@ void write_as(const Tensor& key, const Tensor& value, const Tensor& key_cache,
   device.launch(grid, kThreads, 0, vectors ? write_rows<From, To, n> : write_rows<From, To, 1>, a);
 }
 
+// Calls `body` with a value of the type that a cache of `dtype` holds for rows of From.
+template <class From, class Body>
+void with_stored_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::e4m3:
+      return body(E4M3());
+    case DType::e5m2:
+      return body(E5M2());
+#ifdef __HIP__
+    case DType::e4m3fnuz:
+      return body(E4M3Fnuz());
+    case DType::e5m2fnuz:
+      return body(E5M2Fnuz());
+#endif
+    default:
+      return body(From());
+  }
+}
+
 template <class From, class... Arguments>
 void write_from(const Tensor& key, const Tensor& value, const Tensor& key_cache,
                 const Arguments&... rest) {
-  if (key_cache.dtype() == DType::e4m3) {
-    write_as<From, E4M3>(key, value, key_cache, rest...);
-  } else if (key_cache.dtype() == DType::e5m2) {
-    write_as<From, E5M2>(key, value, key_cache, rest...);
-  } else {
-    write_as<From, From>(key, value, key_cache, rest...);
-  }
+  with_stored_type<From>(key_cache.dtype(), [&](auto stored) {
+    write_as<From, decltype(stored)>(key, value, key_cache, rest...);
+  });
 }
 
 // Two partial results of the same rows, [token, head, dim]; strides in elements.
@@ -267,13 +283,9 @@ void write_latent_as(const Tensor& latent, const Tensor& rotary, const Tensor& c
 template <class From>
 void write_latent_from(const Tensor& latent, const Tensor& rotary, const Tensor& cache,
                        const Tensor& slots, const std::optional<Tensor>& scale) {
-  if (cache.dtype() == DType::e4m3) {
-    write_latent_as<From, E4M3>(latent, rotary, cache, slots, scale);
-  } else if (cache.dtype() == DType::e5m2) {
-    write_latent_as<From, E5M2>(latent, rotary, cache, slots, scale);
-  } else {
-    write_latent_as<From, From>(latent, rotary, cache, slots, scale);
-  }
+  with_stored_type<From>(cache.dtype(), [&](auto stored) {
+    write_latent_as<From, decltype(stored)>(latent, rotary, cache, slots, scale);
+  });
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-// The operators of torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
+// Attention in torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
 //
 // Lengths, slots and tables stay on the device and are trusted; everything that the host can see
 // is checked.
 #include "csrc/common/arguments.h"
 #include "csrc/common/torch_abi.h"
 #include "csrc/cuda/attention.h"
-#include "csrc/cuda/cache.h"
+#include "csrc/cuda/runtime.h"
 
 namespace mainboard::cuda {
 namespace {
@@ -33,33 +33,6 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
           causal ? 0 : right, softcap, slopes, sinks, k_scale, v_scale, deterministic});
 }
 
-void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor key = in.tensor(), value = in.tensor();
-  const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
-  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
-  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-  write_to_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-}
-
-void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor out = in.tensor();
-  const auto out_lse = in.optional_tensor();
-  const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
-  check_merge(out, out_lse, a, a_lse, b, b_lse);
-  merge_states(out, out_lse, a, a_lse, b, b_lse);
-}
-
-void concat_and_cache_mla(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor latent = in.tensor(), rotary = in.tensor(), cache = in.tensor();
-  const Tensor slots = in.tensor();
-  const auto scale = in.optional_tensor();
-  check_concat_and_cache_mla(latent, rotary, cache, slots, scale);
-  write_latent(latent, rotary, cache, slots, scale);
-}
-
 void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor q = in.tensor(), cache = in.tensor(), out = in.tensor();
@@ -77,12 +50,8 @@ void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 const Implementations registered = [] {
-  Implementations library("CUDA", "mainboard_cuda");
-  library.add("attention", attention)
-      .add("reshape_and_cache", reshape_and_cache)
-      .add("merge_attention_states", merge_attention_states)
-      .add("mla_decode", mla_decode)
-      .add("concat_and_cache_mla", concat_and_cache_mla);
+  Implementations library("CUDA", kNamespace);
+  library.add("attention", attention).add("mla_decode", mla_decode);
   return library;
 }();
 

@@ -10,6 +10,7 @@ from mainboard.kernels import (
     mla_decode,
     reference,
     reshape_and_cache,
+    warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
 from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
@@ -126,6 +127,30 @@ def test_graph_replays_with_other_lengths() -> None:
     expected, _ = case.expected(given)
     torch.testing.assert_close(out[:4].double(), expected[:4], rtol=2e-2, atol=2e-2)
     assert (out[4:] == 7.0).all()
+
+
+@pytest.mark.parametrize("queries", [1, 300])
+def test_a_warm_up_leaves_nothing_to_compile(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, calls of those sizes compile no Triton kernel, whatever their lengths."""
+    knobs = pytest.importorskip("triton").knobs
+    cache = torch.randn(2, 400, 16, 3, 64, device="cuda", dtype=torch.float16)
+    compiled: list[object] = []
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **event: compiled.append(event["fn"].name)
+    )
+    sizes = {"queries": [queries], "keys": [1400], "batches": [3]}
+    warm_up(cache[0], cache[1], heads=9, deterministic=False, softcap=17.0, **sizes)
+    before = list(compiled)
+    used = [1390, 700, 1]
+    out = attention(
+        torch.randn(3 * queries, 9, 64, device="cuda", dtype=torch.float16), cache[0], cache[1],
+        cu_seqlens_q=torch.arange(4, device="cuda").int() * queries,
+        seqused_k=torch.tensor(used, device="cuda").int(),
+        block_table=torch.arange(3 * 88, device="cuda").int().view(3, 88),
+        max_seqlen_q=queries, max_seqlen_k=1400, softcap=17.0,
+    )  # fmt: skip
+    assert out.isfinite().all()
+    assert compiled == before
 
 
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
