@@ -1,0 +1,133 @@
+// The warpgroup of the latent decode kernel that copies: one warp keys, three queries.
+#pragma once
+
+#include "csrc/cuda/latent_shape.h"
+
+namespace mainboard::cuda {
+
+// Walks the block's stretch, tells the others of its segments, and copies keys box by box.
+template <class S>
+class KeyCopier {
+ public:
+  using Control = typename S::Control;
+
+  __device__ KeyCopier(const LatentDecode& a, uint32_t shared, Control& control)
+      : a_(a), keys_at_(shared + S::keys_at), control_(control), lane_(threadIdx.x % 32) {}
+
+  __device__ void run() {
+    LatentWalker<S> walk(a_, lane_);
+    for (int number = 0;; ++number) {
+      Segment s;
+      const bool done = walk.done();
+      if (!done) s = walk.segment();
+      if (done) s.pieces = 0;
+      barrier_wait(&control_.segment_empty[number % 2], number / 2 % 2 ^ 1);
+      if (lane_ == 0) {
+        control_.segments[number % 2] = s;
+        barrier_arrive(&control_.segment_full[number % 2]);
+      }
+      __syncwarp();
+      if (done) return;
+      table_ = a_.table + s.index * a_.table_row;
+      keys_ = s.sequence.keys;
+      int page = page_of(s.unit);
+      for (int unit = s.unit; unit < s.unit_end; ++unit) {
+        const int following = unit + 1 < s.unit_end ? page_of(unit + 1) : 0;
+        copy(unit, page);
+        page = following;
+      }
+      walk.advance();
+    }
+  }
+
+ private:
+  __device__ int first_key(int unit) const { return unit * S::unit_keys + lane_ * a_.box_keys; }
+
+  // The page of this lane's box of a unit.
+  __device__ int page_of(int unit) const {
+    const int key = first_key(unit);
+    const bool used = lane_ < S::unit_keys / a_.box_keys && key < keys_;
+    return used ? table_[a_.page_blocks.divide(key / kBlockKeys)] : 0;
+  }
+
+  // Copies a unit when its stage is free: the rotary panel, which is free first, then the others,
+  // part by part. Boxes past the last key are left out: the table says nothing of their pages.
+  __device__ void copy(int unit, int page) {
+    const LatentTurn<S> at(count_++);
+    const int left = max(0, keys_ - unit * S::unit_keys);
+    const int boxes = min(S::unit_keys, left + a_.box_keys - 1) / a_.box_keys;
+    const int block = first_key(unit) / kBlockKeys;
+    const int page_blocks = static_cast<int>(a_.page_blocks.value);
+    const int row = (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
+    const int bytes = boxes * a_.box_keys * kPanelRowBytes;
+    const uint32_t to = keys_at_ + at.stage * S::panels * S::panel_bytes;
+
+    barrier_wait(&control_.rotary_empty[at.stage], at.parity ^ 1);
+    if (lane_ == 0) barrier_arrive_expecting(&control_.full[at.stage][S::rotary], bytes);
+    __syncwarp();
+    if (lane_ < boxes) copy_box_of(to, at.stage, S::rotary, lane_, row, page);
+
+    const int of_part = S::part_keys / a_.box_keys;
+    const int panel = lane_ / of_part;
+#pragma unroll
+    for (int part = 0; part < S::parts; ++part) {
+      barrier_wait(&control_.empty[at.stage][part], at.parity ^ 1);
+      if (part == 0) {
+        if (lane_ < S::value_panels) {
+          barrier_arrive_expecting(&control_.full[at.stage][lane_], bytes);
+        }
+        __syncwarp();
+      }
+      const int box = part * of_part + lane_ % of_part;
+      const int box_row = __shfl_sync(0xffffffffu, row, box);
+      const int box_page = __shfl_sync(0xffffffffu, page, box);
+      if (panel < S::value_panels && box < boxes) {
+        copy_box_of(to, at.stage, panel, box, box_row, box_page);
+      }
+    }
+    __syncwarp();
+  }
+
+  __device__ void copy_box_of(uint32_t to, int stage, int panel, int box, int row, int page) const {
+    copy_box(to + panel * S::panel_bytes + box * a_.box_keys * kPanelRowBytes, &a_.cache,
+             &control_.full[stage][panel], panel * kPanelColumns, row, page);
+  }
+
+  const LatentDecode& a_;
+  const uint32_t keys_at_;
+  Control& control_;
+  const int lane_;
+  const int* table_;
+  int keys_;       // of the sequence
+  int count_ = 0;  // units before the one at hand
+};
+
+// Copies the queries' rows of each segment, but for the rotary panel; `warp` of S::query_warps.
+template <class S>
+__device__ void copy_queries(const LatentDecode& a, uint32_t shared, typename S::Control& control,
+                             int warp) {
+  using T = typename S::T;
+  constexpr int kChunks = S::dim / 8;
+  const int lane = threadIdx.x % 32;
+  SegmentReader<S> segments(control);
+  while (const Segment* s = segments.next()) {
+    barrier_wait(&control.q_empty, segments.number() % 2 ^ 1);
+    for (int row = warp; row < S::rows; row += S::query_warps) {
+      const RowPlace place(a, *s, s->row + row);
+      const T* from = static_cast<const T*>(a.q) + place.token * a.q_token + place.head * a.q_head;
+#pragma unroll
+      for (int chunk = lane; chunk < kChunks; chunk += 32) {
+        const uint32_t to =
+            shared + chunk / 8 * S::panel_bytes + row * kPanelRowBytes + ((chunk ^ row) % 8) * 16;
+        copy_async_or_zero(to, place.used ? from + 8 * chunk : a.q, place.used ? 16 : 0);
+      }
+    }
+    commit_copies();
+    wait_for_copies<0>();
+    publish_to_units();
+    barrier_arrive(&control.q_full);
+    segments.release();
+  }
+}
+
+}  // namespace mainboard::cuda
