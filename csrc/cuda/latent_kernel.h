@@ -17,7 +17,7 @@ namespace mainboard::cuda {
 
 template <class S>
 __device__ void init_latent_barriers(typename S::Control& control) {
-  constexpr int kReaders = S::query_warps + S::warps_of_scores + S::warps_of_sums;
+  constexpr int kReaders = 1 + S::query_warps + S::warps_of_scores + S::warps_of_sums;
   barrier_init(&control.q_full, 32 * S::query_warps);
   barrier_init(&control.q_empty, S::warps_of_scores);
   for (int i = 0; i < S::stages; ++i) {
@@ -52,9 +52,11 @@ __global__ void __launch_bounds__(S::threads, 1)
     give_registers<S::copy_registers>();
     const int warp = uniform(threadIdx.x / 32);
     if (warp == 0) {
+      announce_segments<S>(a, control);
+    } else if (warp == 1) {
       KeyCopier<S>(a, shared, control).run();
     } else {
-      copy_queries<S>(a, shared, control, warp - 1);
+      copy_queries<S>(a, shared, control, warp - 2);
     }
   } else if (group <= S::score_groups) {
     give_registers<S::score_registers>();

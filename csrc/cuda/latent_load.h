@@ -1,11 +1,30 @@
-// The warpgroup of the latent decode kernel that copies: one warp keys, three queries.
+// The warpgroup of the latent decode kernel that copies: one warp walks the block's stretch and
+// tells the others of its segments, one copies keys, two copy queries.
 #pragma once
 
 #include "csrc/cuda/latent_shape.h"
 
 namespace mainboard::cuda {
 
-// Walks the block's stretch, tells the others of its segments, and copies keys box by box.
+template <class S>
+__device__ void announce_segments(const LatentDecode& a, typename S::Control& control) {
+  const int lane = threadIdx.x % 32;
+  LatentWalker<S> walk(a, lane);
+  for (int number = 0;; ++number) {
+    Segment s;
+    s.pieces = 0;
+    if (!walk.done()) s = walk.segment();
+    barrier_wait(&control.segment_empty[number % 2], number / 2 % 2 ^ 1);
+    if (lane == 0) {
+      control.segments[number % 2] = s;
+      barrier_arrive(&control.segment_full[number % 2]);
+    }
+    if (walk.done()) return;
+    walk.advance();
+  }
+}
+
+// Copies keys box by box.
 template <class S>
 class KeyCopier {
  public:
@@ -15,28 +34,18 @@ class KeyCopier {
       : a_(a), keys_at_(shared + S::keys_at), control_(control), lane_(threadIdx.x % 32) {}
 
   __device__ void run() {
-    LatentWalker<S> walk(a_, lane_);
-    for (int number = 0;; ++number) {
-      Segment s;
-      const bool done = walk.done();
-      if (!done) s = walk.segment();
-      if (done) s.pieces = 0;
-      barrier_wait(&control_.segment_empty[number % 2], number / 2 % 2 ^ 1);
-      if (lane_ == 0) {
-        control_.segments[number % 2] = s;
-        barrier_arrive(&control_.segment_full[number % 2]);
-      }
-      __syncwarp();
-      if (done) return;
-      table_ = a_.table + s.index * a_.table_row;
-      keys_ = s.sequence.keys;
-      int page = page_of(s.unit);
-      for (int unit = s.unit; unit < s.unit_end; ++unit) {
-        const int following = unit + 1 < s.unit_end ? page_of(unit + 1) : 0;
+    SegmentReader<S> segments(control_);
+    while (const Segment* s = segments.next()) {
+      table_ = a_.table + s->index * a_.table_row;
+      keys_ = s->sequence.keys;
+      int unit = s->unit;
+      const int end = s->unit_end;
+      segments.release();
+      for (int page = page_of(unit); unit < end; ++unit) {
+        const int following = unit + 1 < end ? page_of(unit + 1) : 0;
         copy(unit, page);
         page = following;
       }
-      walk.advance();
     }
   }
 

@@ -19,7 +19,7 @@ struct Latent {
   static constexpr int group_columns = dim / sum_groups;
   static constexpr int threads = kGroupThreads * (1 + score_groups + sum_groups);
   static constexpr int warps_of_scores = 4 * score_groups, warps_of_sums = 4 * sum_groups;
-  static constexpr int query_warps = 3;  // of the first warpgroup, beside the one that copies keys
+  static constexpr int query_warps = 2;  // of the first warpgroup
   static constexpr int copy_registers = score_groups == 1 ? 56 : 32;
   static constexpr int score_registers = score_groups == 1 ? 120 : 80;
   static constexpr int sum_registers = score_groups == 1 ? 168 : 160;
