@@ -40,7 +40,7 @@ class Finish {
   static constexpr int kThreads = S::threads;
   static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
   static constexpr int kManyPieces = 64;
-  static constexpr int kInFlight = S::dim > 256 ? 4 : 16;  // pieces that a thread reads at once
+  static constexpr int kInFlight = 16;  // pieces that a thread reads at once
 
   __device__ Finish(const Decode& a, Shared<S>& shared, int thread)
       : a_(a), shared_(shared), thread_(thread) {}
@@ -116,7 +116,7 @@ class Finish {
       const int first = group_of(s), count = min(step, s.pieces - first);
       if (!is_last(s.slot(first), count)) return;
       gather(s, first, 1, count, false);
-      sync();
+      __syncthreads();
       if (thread_ == 0) before_ = count_in(s.counter);
     }
     const int count = ceil_div(s.pieces, step);
@@ -134,8 +134,6 @@ class Finish {
 
   __device__ static int group_of(const Segment& s) { return s.piece / kGroupPieces * kGroupPieces; }
 
-  __device__ static void sync() { named_barrier(S::barrier, kThreads); }
-
   // Thread 0 speaks for the block: the barrier before ordered the other threads' writes.
   __device__ int count_in(int counter) {
     __threadfence();
@@ -149,7 +147,7 @@ class Finish {
       if (shared_.is_last) a_.workspace.counters[counter] = 0;  // ready for the next call
       __threadfence();
     }
-    sync();
+    __syncthreads();
     return shared_.is_last;
   }
 

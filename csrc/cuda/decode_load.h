@@ -17,7 +17,7 @@ struct Shape {
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
-  static constexpr int threads = 32 * kWarps, barrier = 0;  // __syncthreads's
+  static constexpr int threads = 32 * kWarps;
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
   static constexpr int row_bytes = dim * static_cast<int>(sizeof(KV));
   static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks

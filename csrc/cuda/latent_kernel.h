@@ -6,7 +6,7 @@
 // values, half of the columns each, which no single one has the registers for. They meet at
 // barriers only, so that the matrix units have products of one kind while the other kind waits for
 // an exponential or for memory. Stretches, pieces and joins are those of decode_schedule.h and
-// decode_finish.h.
+// latent_join.h.
 #pragma once
 
 #include "csrc/cuda/latent_load.h"

@@ -1,7 +1,7 @@
 // What the warpgroups of the latent decode kernel share: shared memory, barriers, numbers.
 #pragma once
 
-#include "csrc/cuda/decode_finish.h"
+#include "csrc/cuda/decode_tile.h"
 #include "csrc/cuda/latent.h"
 #include "csrc/cuda/wgmma.h"
 
@@ -51,22 +51,20 @@ struct Latent {
 // Named barriers; 0 is __syncthreads's.
 inline constexpr int kSumsBarrier = 1, kTailBarriers = 2, kReferenceBarriers = 4;
 
-// The summing warpgroups, as Finish sees them.
-template <class S>
-struct LatentSums {
-  using T = typename S::T;
-  static constexpr bool fp8 = false;
-  static constexpr int dim = S::dim, rows = S::rows, row_tiles = 4;
-  static constexpr int threads = kGroupThreads * S::sum_groups;
-  static constexpr int barrier = kSumsBarrier;
-};
-template <class S>
-struct Shared<LatentSums<S>> {
-  bool is_last;
-};
-
 template <class S>
 using LatentWalker = Walker<S::rows, S::unit_keys, 6>;
+
+// What sums are multiplied by, and the row's log-sum-exp: of a row whose weights, relative to
+// `reference`, add up to `total`.
+__device__ inline float output_scale(const LatentDecode& a, float total) {
+  return total > 0.0f ? (a.v_scale ? a.v_scale[0] : 1.0f) / total : 0.0f;
+}
+__device__ inline void write_lse(const LatentDecode& a, const RowPlace& place, float reference,
+                                 float total) {
+  if (a.lse == nullptr) return;
+  a.lse[place.head * a.lse_head + place.token] =
+      total > 0.0f ? (reference + __log2f(total)) * kLn2 : -INFINITY;
+}
 
 // The same number in all lanes, known to the compiler to be so.
 __device__ inline int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }

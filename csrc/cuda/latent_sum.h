@@ -2,7 +2,7 @@
 // write results.
 #pragma once
 
-#include "csrc/cuda/latent_shape.h"
+#include "csrc/cuda/latent_join.h"
 
 namespace mainboard::cuda {
 
@@ -25,7 +25,10 @@ class Summer {
     while (const Segment* s = segments.next()) {
       walk(s->unit, s->unit_end, s->sequence.keys);
       write(*s);
-      if (s->pieces > 1) join(*s);
+      if (s->pieces > 1) {
+        LatentJoin<S>(a_, control_, threadIdx.x % kGroupThreads + group_ * kGroupThreads)
+            .count_in(*s);
+      }
       segments.release();
     }
   }
@@ -44,14 +47,16 @@ class Summer {
       reference_[r] = -INFINITY;
       total_[r] = 0.0f;
     }
-    for (int add = 0; unit < end; ++unit, ++count_, add = 1) {
+#pragma unroll
+    for (int i = 0; i < S::group_columns / 2; ++i) sum(i) = 0.0f;
+    for (; unit < end; ++unit, ++count_) {
       const LatentTurn<S> at(count_);
       barrier_wait(&control_.weights_full[at.stage], at.parity);
-      if (add) shrink(at.stage);
+      shrink(at.stage);
       if (unit + S::score_groups >= end) read_statistics(at.stage);
       const int left = keys - unit * S::unit_keys;
       if (left < S::unit_keys) clear_tail(at, max(0, left));
-      multiply(at.stage, add);
+      multiply(at.stage);
       release_warp(&control_.weights_empty[at.stage]);
     }
   }
@@ -97,7 +102,7 @@ class Summer {
   }
 
   // Adds weights * values, and gives the keys' stage back part by part.
-  __device__ void multiply(int stage, int add) {
+  __device__ void multiply(int stage) {
     const uint64_t w = operand_of_rows(shared_ + S::weights_at + stage * S::panel_bytes);
     const uint64_t v = operand_of_columns(values_at(stage), S::panel_bytes);
     constexpr int kSteps = S::part_keys / 16;
@@ -110,7 +115,7 @@ class Summer {
       for (int half = 0; half < 2; ++half) {
         const uint32_t bytes = half * 2 * S::panel_bytes + step * 16 * kPanelRowBytes;
         Product<T, S::group_columns / 2>::columns(sums_[half], advanced(w, step * 32),
-                                                  advanced(v, bytes), step > 0 ? 1 : add);
+                                                  advanced(v, bytes), 1);
       }
       if (step % kSteps == kSteps - 1) commit_products();
     }
@@ -149,8 +154,7 @@ class Summer {
   }
 
   __device__ void write_row(const RowPlace& place, int r, int column) {
-    const float total = total_[r];
-    const float scale = total > 0.0f ? (a_.v_scale ? a_.v_scale[0] : 1.0f) / total : 0.0f;
+    const float scale = output_scale(a_, total_[r]);
     T* to =
         static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head + column;
 #pragma unroll
@@ -158,20 +162,7 @@ class Summer {
       *reinterpret_cast<uint32_t*>(to + 8 * i) =
           pack<T>(sum(4 * i + 2 * r) * scale, sum(4 * i + 2 * r + 1) * scale);
     }
-    if (a_.lse && column == 0) {
-      a_.lse[place.head * a_.lse_head + place.token] =
-          total > 0.0f ? (reference_[r] + __log2f(total)) * kLn2 : -INFINITY;
-    }
-  }
-
-  // Counts the piece in; the last to come joins them all.
-  __device__ void join(const Segment& s) {
-    const int thread = group_ * kGroupThreads + static_cast<int>(threadIdx.x) % kGroupThreads;
-    auto& shared = reinterpret_cast<Shared<LatentSums<S>>&>(control_.is_last);
-    Finish<LatentSums<S>> finish(a_, shared, thread);
-    named_barrier_sync(kSumsBarrier, LatentSums<S>::threads);
-    finish.arrive(s);
-    finish.settle(s);
+    if (column == 0) write_lse(a_, place, reference_[r], total_[r]);
   }
 
   const LatentDecode& a_;
