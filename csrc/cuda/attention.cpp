@@ -148,8 +148,9 @@ void attend_latent(const LatentCall& call) {
           "q's, kv_cache's or out's rows are not aligned");
   LatentDecode a = {};
   describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
-  a.box_keys = std::gcd(static_cast<int>(call.cache.size(1)), kLatentPartKeys);
-  a.cache = map_latent(call.cache, a.box_keys);
+  const int box = std::gcd(static_cast<int>(call.cache.size(1)), kLatentPartKeys);
+  while (1 << a.log_box < box) ++a.log_box;
+  a.cache = map_latent(call.cache, box);
   a.table = call.table.data<const int>();
   a.table_row = call.table.stride(0);
   a.page_blocks = Divisor(static_cast<uint32_t>(call.cache.size(1) / kBlockKeys));

@@ -8,8 +8,8 @@
 namespace mainboard::cuda {
 
 struct LatentDecode : Decode {
-  CUtensorMap cache;  // of [pages, rows of a page, 576]; a box is 64 columns of `box_keys` rows
-  int box_keys;       // 16, 32 or 64, never in two pages
+  CUtensorMap cache;  // of [pages, rows of a page, 576]; a box is 64 columns of some rows
+  int log_box;        // log2 of those: 16, 32 or 64, never in two pages
 };
 
 #ifndef MAINBOARD_LATENT_PART

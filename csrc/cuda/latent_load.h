@@ -50,12 +50,10 @@ class KeyCopier {
   }
 
  private:
-  __device__ int first_key(int unit) const { return unit * S::unit_keys + lane_ * a_.box_keys; }
-
   // The page of this lane's box of a unit.
   __device__ int page_of(int unit) const {
-    const int key = first_key(unit);
-    const bool used = lane_ < S::unit_keys / a_.box_keys && key < keys_;
+    const int key = unit * S::unit_keys + (lane_ << a_.log_box);
+    const bool used = lane_ < S::unit_keys >> a_.log_box && key < keys_;
     return used ? table_[a_.page_blocks.divide(key / kBlockKeys)] : 0;
   }
 
@@ -64,20 +62,17 @@ class KeyCopier {
   __device__ void copy(int unit, int page) {
     const LatentTurn<S> at(count_++);
     const int left = max(0, keys_ - unit * S::unit_keys);
-    const int boxes = min(S::unit_keys, left + a_.box_keys - 1) / a_.box_keys;
-    const int block = first_key(unit) / kBlockKeys;
+    const int boxes = min(S::unit_keys, left + (1 << a_.log_box) - 1) >> a_.log_box;
+    const int block = unit * (S::unit_keys / kBlockKeys) + (lane_ << a_.log_box) / kBlockKeys;
     const int page_blocks = static_cast<int>(a_.page_blocks.value);
     const int row = (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
-    const int bytes = boxes * a_.box_keys * kPanelRowBytes;
+    const int bytes = (boxes << a_.log_box) * kPanelRowBytes;
     const uint32_t to = keys_at_ + at.stage * S::panels * S::panel_bytes;
 
     barrier_wait(&control_.rotary_empty[at.stage], at.parity ^ 1);
     if (lane_ == 0) barrier_arrive_expecting(&control_.full[at.stage][S::rotary], bytes);
     __syncwarp();
     if (lane_ < boxes) copy_box_of(to, at.stage, S::rotary, lane_, row, page);
-
-    const int of_part = S::part_keys / a_.box_keys;
-    const int panel = lane_ / of_part;
 #pragma unroll
     for (int part = 0; part < S::parts; ++part) {
       barrier_wait(&control_.empty[at.stage][part], at.parity ^ 1);
@@ -87,18 +82,34 @@ class KeyCopier {
         }
         __syncwarp();
       }
-      const int box = part * of_part + lane_ % of_part;
-      const int box_row = __shfl_sync(0xffffffffu, row, box);
-      const int box_page = __shfl_sync(0xffffffffu, page, box);
-      if (panel < S::value_panels && box < boxes) {
-        copy_box_of(to, at.stage, panel, box, box_row, box_page);
-      }
+      copy_part(to, at.stage, part, boxes, row, page);
     }
     __syncwarp();
   }
 
+  // One thread copies a part's boxes panel by panel; box i's row and page are lane i's.
+  __device__ void copy_part(uint32_t to, int stage, int part, int boxes, int row, int page) const {
+    constexpr int kMostBoxes = S::part_keys / kBlockKeys;
+    const int first = part * S::part_keys >> a_.log_box;
+    const int end = min(boxes, first + (S::part_keys >> a_.log_box));
+    int rows[kMostBoxes], pages[kMostBoxes];
+#pragma unroll
+    for (int i = 0; i < kMostBoxes; ++i) {
+      rows[i] = __shfl_sync(0xffffffffu, row, first + i);
+      pages[i] = __shfl_sync(0xffffffffu, page, first + i);
+    }
+    if (lane_ != 0) return;
+#pragma unroll
+    for (int panel = 0; panel < S::value_panels; ++panel) {
+#pragma unroll
+      for (int i = 0; i < kMostBoxes; ++i) {
+        if (first + i < end) copy_box_of(to, stage, panel, first + i, rows[i], pages[i]);
+      }
+    }
+  }
+
   __device__ void copy_box_of(uint32_t to, int stage, int panel, int box, int row, int page) const {
-    copy_box(to + panel * S::panel_bytes + box * a_.box_keys * kPanelRowBytes, &a_.cache,
+    copy_box(to + panel * S::panel_bytes + (box << a_.log_box) * kPanelRowBytes, &a_.cache,
              &control_.full[stage][panel], panel * kPanelColumns, row, page);
   }
 
