@@ -148,6 +148,9 @@ void attend_latent(const LatentCall& call) {
           "q's, kv_cache's or out's rows are not aligned");
   LatentDecode a = {};
   describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
+  const int64_t size = size_of(call.cache.dtype()), token = call.cache.stride(1) * size;
+  a.k = {call.cache.data<const char>(), call.cache.stride(0) * size, 0,
+         static_cast<int>(std::min<int64_t>(token, INT32_MAX))};
   const int box = std::gcd(static_cast<int>(call.cache.size(1)), kLatentPartKeys);
   while (1 << a.log_box < box) ++a.log_box;
   a.cache = map_latent(call.cache, box);

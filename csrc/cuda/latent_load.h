@@ -41,20 +41,48 @@ class KeyCopier {
       int unit = s->unit;
       const int end = s->unit_end;
       segments.release();
-      for (int page = page_of(unit); unit < end; ++unit) {
-        const int following = unit + 1 < end ? page_of(unit + 1) : 0;
-        copy(unit, page);
-        page = following;
+      // Each unit is asked for some units ahead, because the stages alone keep too little on its
+      // way from memory.
+      int pages[S::units_ahead + 1];
+#pragma unroll
+      for (int i = 0; i <= S::units_ahead; ++i) {
+        pages[i] = page_of(unit + i, end);
+        if (i > 0) prefetch(unit + i, end, pages[i]);
+      }
+      for (; unit < end; ++unit) {
+        const int following = page_of(unit + S::units_ahead + 1, end);
+        copy(unit, pages[0]);
+        prefetch(unit + S::units_ahead + 1, end, following);
+#pragma unroll
+        for (int i = 0; i < S::units_ahead; ++i) pages[i] = pages[i + 1];
+        pages[S::units_ahead] = following;
       }
     }
   }
 
  private:
-  // The page of this lane's box of a unit.
-  __device__ int page_of(int unit) const {
+  // Whether this lane has a box of a unit.
+  __device__ bool has_box(int unit, int end) const {
     const int key = unit * S::unit_keys + (lane_ << a_.log_box);
-    const bool used = lane_ < S::unit_keys >> a_.log_box && key < keys_;
-    return used ? table_[a_.page_blocks.divide(key / kBlockKeys)] : 0;
+    return lane_ < S::unit_keys >> a_.log_box && key < keys_ && unit < end;
+  }
+  // The page of this lane's box of a unit, and where it begins there.
+  __device__ int page_of(int unit, int end) const {
+    return has_box(unit, end) ? table_[a_.page_blocks.divide(block_of(unit))] : 0;
+  }
+  __device__ int block_of(int unit) const {
+    return unit * (S::unit_keys / kBlockKeys) + (lane_ << a_.log_box) / kBlockKeys;
+  }
+  __device__ int row_of(int unit) const {
+    const int block = block_of(unit), page_blocks = static_cast<int>(a_.page_blocks.value);
+    return (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
+  }
+
+  __device__ void prefetch(int unit, int end, int page) const {
+    constexpr int kRowBytes = S::key_dim * 2;
+    if (S::units_ahead == 0 || a_.k.token != kRowBytes || !has_box(unit, end)) return;
+    prefetch_bytes(a_.k.data + page * a_.k.page + row_of(unit) * kRowBytes,
+                   kRowBytes << a_.log_box);
   }
 
   // Copies a unit when its stage is free: the rotary panel, which is free first, then the others,
@@ -63,9 +91,7 @@ class KeyCopier {
     const LatentTurn<S> at(count_++);
     const int left = max(0, keys_ - unit * S::unit_keys);
     const int boxes = min(S::unit_keys, left + (1 << a_.log_box) - 1) >> a_.log_box;
-    const int block = unit * (S::unit_keys / kBlockKeys) + (lane_ << a_.log_box) / kBlockKeys;
-    const int page_blocks = static_cast<int>(a_.page_blocks.value);
-    const int row = (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
+    const int row = row_of(unit);
     const int bytes = (boxes << a_.log_box) * kPanelRowBytes;
     const uint32_t to = keys_at_ + at.stage * S::panels * S::panel_bytes;
 

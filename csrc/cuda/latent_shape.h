@@ -15,6 +15,10 @@ struct Latent {
   static constexpr int unit_keys = 64;
   static constexpr int stages = 2;
   static constexpr int part_keys = kLatentPartKeys, parts = unit_keys / part_keys;
+#ifndef MAINBOARD_LATENT_AHEAD
+#define MAINBOARD_LATENT_AHEAD 0
+#endif
+  static constexpr int units_ahead = MAINBOARD_LATENT_AHEAD;
   static constexpr int score_groups = kScoreGroups, sum_groups = 2;
   static constexpr int group_columns = dim / sum_groups;
   static constexpr int threads = kGroupThreads * (1 + score_groups + sum_groups);
