@@ -76,6 +76,10 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint64_t* b
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+// Asks for bytes from a multiple of 16 on to be brought to the second-level cache.
+__device__ inline void prefetch_bytes(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 // Orders this thread's ordinary writes to shared memory before what the copy engine and the matrix
 // units read next.
 __device__ inline void publish_to_units() {
@@ -84,6 +88,14 @@ __device__ inline void publish_to_units() {
 
 __device__ inline void store_zeros(uint32_t to) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
+}
+
+// Stores four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
+// i / 8.
+__device__ inline void store_matrices(uint32_t row, const uint32_t* from) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
 }
 
 // --- Registers of a warpgroup ---

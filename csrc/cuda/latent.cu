@@ -1,15 +1,19 @@
 #include "csrc/cuda/latent_kernel.h"
 
+#ifndef MAINBOARD_LATENT_SCORE_GROUPS
+#define MAINBOARD_LATENT_SCORE_GROUPS 1
+#endif
+
 namespace mainboard::cuda {
 namespace {
 
 template <class T>
 DecodeKernel describe(DType type) {
-  using S = Latent<T>;
+  using S = Latent<T, MAINBOARD_LATENT_SCORE_GROUPS>;
   return {type,
           type,
           S::key_dim,
-          S::row_tiles,
+          S::rows / kTileRows,
           reinterpret_cast<const void*>(latent_decode<S>),
           S::shared_bytes,
           1,

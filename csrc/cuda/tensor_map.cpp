@@ -80,4 +80,11 @@ CUtensorMap map_keys(const Tensor& k, int rows) {
   return encode(k, k.size(d - 1), axes, 4);
 }
 
+CUtensorMap map_latent(const Tensor& cache, int rows) {
+  const int64_t size = size_of(cache.dtype());
+  const Axis axes[] = {{cache.size(1), cache.stride(1) * size, rows},
+                       {cache.size(0), cache.stride(0) * size, 1}};
+  return encode(cache, cache.size(2), axes, 3);
+}
+
 }  // namespace mainboard::cuda
