@@ -9,13 +9,15 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 #if defined(__AMX_BF16__)
-// Matrix tiles hold bfloat16 only; the next set serves the rest.
+// Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
+constexpr int kManyRows = kTileBlockRows;
 static bool serves(const Attention& a) { return amx_serves(a); }
 static int64_t many_rows_scratch_floats(const Attention& a) { return amx_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   attend_amx(a, w, scratch);
 }
 #else
+constexpr int kManyRows = kBlockRows;
 static bool serves(const Attention&) { return true; }
 static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
@@ -111,7 +113,7 @@ static void copy_row(DType from, const char* source, DType to, char* target, int
 extern const Kernels kernels;
 const Kernels kernels = {
     MAINBOARD_TEXT(MAINBOARD_ISA),
-    kBlockRows,
+    kManyRows,
     serves,
     scratch_floats,
     attend,
