@@ -25,7 +25,9 @@ GPU = "cuda"
 FEATURES = ("window", "softcap", "alibi", "sinks")
 
 # What the CPU's compiled library has; the reference serves the others.
-_ON_CPU = ("attention", "reshape_and_cache", "merge_attention_states")
+_ON_CPU = (
+    "attention", "reshape_and_cache", "merge_attention_states", "copy_blocks", "swap_blocks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,8 @@ def matrix(device: str) -> list[dict[str, str]]:
         "attention": _attention_cases(base),
         "reshape_and_cache": {"any": base},
         "merge_attention_states": {"any": base},
+        "copy_blocks": {"any": base},
+        "swap_blocks": {"any": base},
         "mla_decode": {"any": latent},
         "concat_and_cache_mla": {"any": latent},
     }.items():

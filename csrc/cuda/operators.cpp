@@ -3,6 +3,7 @@
 // Lengths, slots and tables stay on the device and are trusted; everything that the host can see
 // is checked.
 #include "csrc/common/arguments.h"
+#include "csrc/common/blocks.h"
 #include "csrc/common/torch_abi.h"
 #include "csrc/cuda/attention.h"
 #include "csrc/cuda/cache.h"
@@ -51,6 +52,21 @@ void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
   merge_states(out, out_lse, a, a_lse, b, b_lse);
 }
 
+void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const std::vector<Tensor> caches = in.tensors();
+  const Tensor pairs = in.tensor();
+  check_copy_blocks(caches, pairs);
+  copy_pages_of(caches, pairs);
+}
+
+void swap_blocks(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor src = in.tensor(), dst = in.tensor(), pairs = in.tensor();
+  check_swap_blocks(src, dst, pairs);
+  swap_pages(src, dst, pairs);
+}
+
 void concat_and_cache_mla(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor latent = in.tensor(), rotary = in.tensor(), cache = in.tensor();
@@ -81,6 +97,8 @@ const Implementations registered = [] {
   library.add("attention", attention)
       .add("reshape_and_cache", reshape_and_cache)
       .add("merge_attention_states", merge_attention_states)
+      .add("copy_blocks", copy_blocks)
+      .add("swap_blocks", swap_blocks)
       .add("mla_decode", mla_decode)
       .add("concat_and_cache_mla", concat_and_cache_mla);
   return library;
