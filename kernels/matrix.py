@@ -53,7 +53,8 @@ def _others() -> Iterator[tuple[str, Request]]:
         yield "16-bit or float32 cache", request
         for dtype in _EIGHT_BITS:
             yield f"{_short(dtype)} cache", replace(request, cache_dtype=dtype)
-    yield "any", Request("merge_attention_states")
+    for operator in ("merge_attention_states", "copy_blocks", "swap_blocks"):
+        yield "any", Request(operator)
 
 
 CASES: tuple[tuple[str, Request], ...] = (*_attention(), *_others())

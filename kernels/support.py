@@ -24,7 +24,9 @@ GPU = "cuda"
 FEATURES = ("window", "softcap", "alibi", "sinks")
 
 # What the CPU's compiled library has; the reference serves the others.
-_ON_CPU = ("attention", "reshape_and_cache", "merge_attention_states")
+_ON_CPU = (
+    "attention", "reshape_and_cache", "merge_attention_states", "copy_blocks", "swap_blocks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 // Lengths, slots and tables stay on the device and are trusted; everything that the host can see
 // is checked.
 #include "csrc/common/arguments.h"
+#include "csrc/common/blocks.h"
 #include "csrc/common/torch_abi.h"
 #include "csrc/cuda/attention.h"
+#include "csrc/cuda/cache.h"
 #include "csrc/cuda/runtime.h"
 
 namespace mainboard::cuda {
@@ -33,6 +35,21 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
           causal ? 0 : right, softcap, slopes, sinks, k_scale, v_scale, deterministic});
 }
 
+void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const std::vector<Tensor> caches = in.tensors();
+  const Tensor pairs = in.tensor();
+  check_copy_blocks(caches, pairs);
+  copy_pages_of(caches, pairs);
+}
+
+void swap_blocks(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor src = in.tensor(), dst = in.tensor(), pairs = in.tensor();
+  check_swap_blocks(src, dst, pairs);
+  swap_pages(src, dst, pairs);
+}
+
 void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor q = in.tensor(), cache = in.tensor(), out = in.tensor();
@@ -51,7 +68,10 @@ void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
 
 const Implementations registered = [] {
   Implementations library("CUDA", kNamespace);
-  library.add("attention", attention).add("mla_decode", mla_decode);
+  library.add("attention", attention)
+      .add("copy_blocks", copy_blocks)
+      .add("swap_blocks", swap_blocks)
+      .add("mla_decode", mla_decode);
   return library;
 }();
 

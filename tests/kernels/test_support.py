@@ -49,6 +49,8 @@ def test_matrix_has_a_row_for_every_case() -> None:
         "attention",
         "reshape_and_cache",
         "merge_attention_states",
+        "copy_blocks",
+        "swap_blocks",
         "mla_decode",
         "concat_and_cache_mla",
     }
