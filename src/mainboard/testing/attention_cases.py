@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mainboard.kernels import attention, library, reference
+from mainboard.kernels.support import Request
 
 __all__ = ["AttentionCase", "AttentionInputs", "assert_close", "check_case", "draw_case"]
 
@@ -75,17 +76,37 @@ class AttentionCase:
 
     @property
     def flops(self) -> float:
-        """Multiply-adds times two of both products, over visible keys only when causal."""
-        seen = 0.0
+        """Multiply-adds times two of both products, over the keys that each query sees."""
+        left, right = self.window
+        seen = 0
         for q, k in zip(self.queries, self.keys, strict=True):
-            seen += q * (k - q) + q * (q + 1) / 2 if self.causal else q * k
-        return 2 * self.heads * (self.head_dim + self.values) * seen
+            position = torch.arange(k - q, k)
+            first = (position - left).clamp(min=0) if left >= 0 else torch.zeros_like(position)
+            last = torch.full_like(position, k - 1)
+            if self.causal or right >= 0:
+                last = (position + (0 if self.causal else right)).clamp(max=k - 1)
+            seen += int((last - first + 1).clamp(min=0).sum())
+        return 2.0 * self.heads * (self.head_dim + self.values) * seen
 
     @property
     def bytes(self) -> int:
         """Keys and values, read once."""
         size = (self.cache_dtype or self.dtype).itemsize
         return sum(self.keys) * self.kv_heads * (self.head_dim + self.values) * size
+
+    def request(self, operator: str = "attention", device: str = "cpu") -> Request:
+        """The case as a question to the support matrix."""
+        asked = {
+            "window": self.window != (-1, -1),
+            "softcap": self.softcap > 0,
+            "alibi": self.alibi,
+            "sinks": self.sinks,
+        }
+        return Request(
+            operator, device, self.dtype, self.cache_dtype, self.head_dim, self.page_size,
+            frozenset(name for name, has in asked.items() if has), self.value_dim, self.heads,
+            self.kv_heads, max(self.queries, default=0), self.deterministic,
+        )  # fmt: skip
 
     def inputs(self, device: str = "cpu") -> AttentionInputs:
         """Draw the tensors from `seed`."""
