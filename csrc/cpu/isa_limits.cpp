@@ -98,22 +98,15 @@ static void tanh_of(const float* from, float* to, int64_t n) {
   map(from, to, n, [](Vec x) { return tanh(x); });
 }
 
-#define MAINBOARD_TEXT_(x) #x
-#define MAINBOARD_TEXT(x) MAINBOARD_TEXT_(x)
-
 extern const Limits limits;
 const Limits limits = {
-    MAINBOARD_TEXT(MAINBOARD_ISA),
-    read,
-    multiply_add,
+    read,           multiply_add,
 #if defined(__AMX_BF16__)
     multiply_tiles,
 #else
     nullptr,
 #endif
-    exponentials,
-    exp_of,
-    tanh_of,
+    exponentials,   exp_of,       tanh_of,
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -12,20 +12,7 @@
 
 namespace mainboard::cpu {
 
-#define MAINBOARD_ISA(isa)    \
-  namespace isa {             \
-  extern const Limits limits; \
-  }
-#include "isa_list.inc"
-#undef MAINBOARD_ISA
-
 namespace {
-
-const Limits* const kCompiled[] = {
-#define MAINBOARD_ISA(isa) &isa::limits,
-#include "isa_list.inc"
-#undef MAINBOARD_ISA
-};
 
 using Timer = std::chrono::steady_clock;
 
@@ -61,14 +48,6 @@ double read_rate(const Limits& limits, double seconds, int64_t bytes) {
 
 }  // namespace
 
-const Limits* find_limits(const char* isa) {
-  if (find_kernels(isa) == nullptr) return nullptr;
-  for (const Limits* limits : kCompiled) {
-    if (limits->name == std::string(isa)) return limits;
-  }
-  return nullptr;
-}
-
 }  // namespace mainboard::cpu
 
 #define MAINBOARD_EXPORT extern "C" __attribute__((visibility("default")))
@@ -78,8 +57,9 @@ const Limits* find_limits(const char* isa) {
 MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, double seconds,
                                             int64_t bytes) {
   using namespace mainboard::cpu;
-  const Limits* limits = find_limits(isa);
-  if (limits == nullptr) return 0.0;
+  const Kernels* kernels = find_kernels(isa);
+  if (kernels == nullptr) return 0.0;
+  const Limits* limits = kernels->limits;
   const std::string name = what;
   if (name == "read") return read_rate(*limits, seconds, bytes);
   auto loop = name == "fma"    ? limits->multiply_add
@@ -94,8 +74,9 @@ MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, d
 // `tanh`, as its kernels compute them.
 MAINBOARD_EXPORT int mainboard_cpu_map(const char* isa, const char* function, const float* from,
                                        float* to, int64_t n) {
-  const mainboard::cpu::Limits* limits = mainboard::cpu::find_limits(isa);
-  if (limits == nullptr) return 0;
+  const mainboard::cpu::Kernels* kernels = mainboard::cpu::find_kernels(isa);
+  if (kernels == nullptr) return 0;
+  const mainboard::cpu::Limits* limits = kernels->limits;
   (function == std::string("tanh") ? limits->tanh : limits->exp)(from, to, n);
   return 1;
 }

@@ -7,7 +7,6 @@
 namespace mainboard::cpu {
 
 struct Limits {
-  const char* name;
   // Each loop does some work and says how much: bytes, multiply-adds times two, exponentials.
   double (*read)(const char* bytes, int64_t count);
   double (*multiply_add)();
@@ -17,8 +16,5 @@ struct Limits {
   void (*exp)(const float* from, float* to, int64_t n);
   void (*tanh)(const float* from, float* to, int64_t n);
 };
-
-// Null when `isa` is not compiled in or does not run here.
-const Limits* find_limits(const char* isa);
 
 }  // namespace mainboard::cpu

@@ -47,10 +47,22 @@ inline Vec load(const BFloat16* p) {
 inline Vec load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
+inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
   __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(raw), Fp8::table(), 4);
+  return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(raw), 8));
+}
+// A float16 whose exponent is 8 too small; all ones become NaN.
+inline Vec load(const Float8E4M3* p) {
+  __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i top = _mm256_set1_epi16(0x3f80);
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(raw), 7),
+                                        _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, top), top);
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, nan)), _mm512_set1_ps(256.0f));
+}
+inline Vec load(const Int8* p) {
+  __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw));
 }
 inline void store(Float16* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -105,10 +117,22 @@ inline Vec load(const BFloat16* p) {
 inline Vec load(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
+inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
   __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return _mm256_i32gather_ps(Fp8::table(), _mm256_cvtepu8_epi32(raw), 4);
+  return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(raw), 8));
+}
+// A float16 whose exponent is 8 too small; all ones become NaN.
+inline Vec load(const Float8E4M3* p) {
+  __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i top = _mm_set1_epi16(0x3f80);
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(raw), 7),
+                                     _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(half, top), top);
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), _mm256_set1_ps(256.0f));
+}
+inline Vec load(const Int8* p) {
+  __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
 }
 inline void store(Float16* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -162,10 +186,9 @@ inline Vec load_each(const Narrow* p) {
 }
 inline Vec load(const BFloat16* p) { return load_each(p); }
 inline Vec load(const Float16* p) { return load_each(p); }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
-  return load_each(p);
-}
+inline Vec load(const Float8E4M3* p) { return load_each(p); }
+inline Vec load(const Float8E5M2* p) { return load_each(p); }
+inline Vec load(const Int8* p) { return load_each(p); }
 template <class Narrow>
 inline void store_each(Narrow* p, Vec x) {
   for (int i = 0; i < kLanes; ++i) p[i] = Narrow::from_float(x[i]);
@@ -175,8 +198,11 @@ inline void store(BFloat16* p, Vec x) { store_each(p, x); }
 
 #endif
 
-inline Vec load(const Float8E4M3* p) { return load_by_table(p); }
-inline Vec load(const Float8E5M2* p) { return load_by_table(p); }
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#include "csrc/cpu/vec_bytes.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
 
 // The elements [0, count) of p, count < kLanes, and zero behind them.
 template <class T>

@@ -36,9 +36,10 @@ class AttentionInputs:
 
 def _strided(shape: tuple[int, ...], dtype: torch.dtype, device: str, strided: bool) -> Tensor:
     """Random values; with `strided`, a view into a wider tensor."""
+    unit = 40.0 if dtype is torch.int8 else 1.0
     if not strided:
-        return torch.randn(shape, device=device).to(dtype)
-    wide = torch.randn((*shape[:-1], shape[-1] + 8), device=device).to(dtype)
+        return (torch.randn(shape, device=device) * unit).to(dtype)
+    wide = (torch.randn((*shape[:-1], shape[-1] + 8), device=device) * unit).to(dtype)
     return wide[..., : shape[-1]]
 
 
@@ -127,8 +128,9 @@ class AttentionCase:
         if self.sinks:
             options["sinks"] = torch.randn(self.heads, device=device)
         if self.scaled_cache:
-            options["k_scale"] = torch.rand(self.kv_heads, device=device) + 0.5
-            options["v_scale"] = torch.rand(1, device=device) + 0.5
+            unit = 1.0 / 40 if self.cache_dtype is torch.int8 else 1.0
+            options["k_scale"] = (torch.rand(self.kv_heads, device=device) + 0.5) * unit
+            options["v_scale"] = (torch.rand(1, device=device) + 0.5) * unit
         place = self._dense if self.page_size is None else self._paged
         k, v = place(device, options)
         return AttentionInputs(q, k, v, options)
@@ -164,6 +166,8 @@ class AttentionCase:
         for dim in (self.head_dim, self.values):
             cache = torch.randn(pages, page, self.kv_heads, dim)
             cache[~used] = float("nan")
+            if stored is torch.int8:
+                cache = cache.mul(40).nan_to_num(nan=127.0).clamp(-128, 127)
             cache = cache.to(stored).to(device)
             if self.strided:
                 cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
