@@ -97,12 +97,13 @@ struct Float8 {
 struct Float8E4M3 : Float8<Float8E4M3, SmallFloat<4, 3, true>> {
   static constexpr float kMax = 448.0f;
 };
+struct Float8E5M2 : Float8<Float8E5M2, SmallFloat<5, 2, false>> {
+  static constexpr float kMax = 57344.0f;
+};
+
 struct Int8 {
   int8_t value;
   float to_float() const { return value; }
-};
-struct Float8E5M2 : Float8<Float8E5M2, SmallFloat<5, 2, false>> {
-  static constexpr float kMax = 57344.0f;
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

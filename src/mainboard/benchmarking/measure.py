@@ -14,6 +14,7 @@ from mainboard.benchmarking.rows import Row
 from mainboard.benchmarking.timing import Call, Clock, interleaved
 from mainboard.kernels import reference
 from mainboard.kernels.support import choose
+from mainboard.platforms import current_platform
 
 __all__ = ["Result", "measure"]
 
@@ -172,5 +173,5 @@ def measure(
             bound = limits.bound(row)
             why = f"{type(error).__name__}: {error}".splitlines()[0][:_WORDS]
             yield Result(row, "", 0.0, 0, {}, bound.seconds, bound.by, None, why)
-        if device != "cpu":
-            torch.accelerator.empty_cache()
+        if device == current_platform.device_type:
+            current_platform.empty_cache()
