@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,15 +25,19 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     setting = environ.get(CONTROL)
     if setting is None:
         return None
-    import re
-
-    entries: list[str] = []
-    for entry in setting.split(","):
-        match = re.match(r"\s*(\d+|(?:GPU|MIG)-[\w/-]+)", entry)
-        if match is None:
-            break
-        entries.append(match[1])
+    entries = list(takewhile(bool, map(_entry, setting.split(","))))
     return entries if len(set(entries)) == len(entries) else []
+
+
+def _entry(text: str) -> str:
+    """The number or id that a text begins with; empty if it does with neither."""
+    text = text.lstrip()
+    kind, rest = text[:4], text[4:]
+    if kind not in ("GPU-", "MIG-"):
+        return "".join(takewhile(str.isdecimal, text))
+    # Without `re`, which takes as long to import as everything else here.
+    name = "".join(takewhile(lambda letter: letter.isalnum() or letter in "_-/", rest))
+    return kind + name if name else ""
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:
