@@ -1,12 +1,11 @@
 """How a request wants its tokens chosen, or its embeddings made."""
 
 import copy
-from dataclasses import field
 from enum import Enum, IntEnum
 from functools import cached_property
 from typing import Any
 
-from mainboard.plugins.vllm_names.records import Record, configuration
+from mainboard.plugins.vllm_names.records import Record, configuration, field
 
 __all__ = [
     "BeamSearchParams",
