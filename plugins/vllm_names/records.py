@@ -71,7 +71,7 @@ class _Later:
         for name, mark in self._marks.items():
             setattr(cls, name, dataclasses.field(**mark.options))
         cls.__annotations__ = {
-            name: dataclasses.InitVar(kind.kind) if type(kind) is InitVar else kind
+            name: dataclasses.InitVar(vars(kind)["kind"]) if type(kind) is InitVar else kind
             for name, kind in cls.__annotations__.items()
         }
         dataclasses.dataclass(init=False, repr=False, eq=False)(cls)

@@ -1,6 +1,5 @@
 """How a request wants its tokens chosen, or its embeddings made."""
 
-import copy
 from enum import Enum, IntEnum
 from functools import cached_property
 from typing import Any
@@ -176,7 +175,9 @@ class SamplingParams(Record):
 
     def clone(self) -> "SamplingParams":
         """A copy that can be changed without changing this one."""
-        return copy.deepcopy(self)
+        from copy import deepcopy
+
+        return deepcopy(self)
 
     @classmethod
     def from_optional(cls, max_tokens: int | None = 16, **given: Any) -> "SamplingParams":
@@ -219,4 +220,6 @@ class PoolingParams(Record):
 
     def clone(self) -> "PoolingParams":
         """A copy that can be changed without changing this one."""
-        return copy.deepcopy(self)
+        from copy import deepcopy
+
+        return deepcopy(self)

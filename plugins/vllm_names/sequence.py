@@ -38,8 +38,6 @@ class IntermediateTensors(Record):
             self.tensors[name].equal(other.tensors[name]) for name in names
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
     def items(self) -> "ItemsView[str, torch.Tensor]":
         """The names with their tensors."""
         return self.tensors.items()
