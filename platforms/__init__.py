@@ -76,7 +76,8 @@ def __getattr__(name: str) -> "Any":
     from importlib import import_module
 
     if name == "current_platform":
-        return import_module("mainboard.platforms.resolve").current()
+        with import_module("mainboard.platforms.ahead").asked_ahead():
+            return import_module("mainboard.platforms.resolve").current()
     if name == "_current_platform":
         # vLLM's name for the platform as far as it is resolved; writing it goes through the alias.
         return globals().get("current_platform")

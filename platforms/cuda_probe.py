@@ -14,9 +14,14 @@ from mainboard.platforms.verdict import Verdict
 
 # Where there is no device, neither the inventory nor the class is imported.
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mainboard.platforms.cuda_inventory import Inventory
 
-__all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe"]
+__all__ = ["DEVICES", "GIVE_DEVICES", "ask_ahead", "examine", "is_jetson", "probe"]
+
+DEVICES = ("nvml_inventory", "devices")
+"""The script that asks the driver, and the question."""
 
 _VENDOR = 0x10DE
 _WITH_NVML = "mainboard.platforms.cuda.CudaPlatform"
@@ -35,17 +40,9 @@ def examine(machine: Machine) -> Activation:
     Raises:
         Decline: it cannot, for exactly this reason.
     """
-    kind = _find_hardware(machine)
-    from mainboard.platforms.cuda_visible import visibility, visible_devices
-
-    entries = visibility(machine.environ)
-    if entries is not None and not entries:
-        raise _nothing_visible(machine, "which hides every device")
-    build = find_torch(machine)
-    if build.cuda is None:
-        raise _lacks_cuda(build)
-    _check_permission(machine)
+    kind, build, entries = _look(machine)
     from mainboard.platforms import cuda_inventory
+    from mainboard.platforms.cuda_visible import visible_devices
 
     try:
         inventory = cuda_inventory.read_inventory(machine)
@@ -62,6 +59,34 @@ def examine(machine: Machine) -> Activation:
     driver = f"; driver {inventory.driver}" if inventory.driver else ""
     faults = "".join(f"; {fault}" for fault in inventory.faults)
     return Activation(value, code, f"{len(visible)} visible: {names}{driver}{faults}{note}", remedy)
+
+
+def ask_ahead(machine: Machine) -> None:
+    """Start asking the driver what `examine` will ask it, if it will."""
+    try:
+        _look(machine)
+    except Decline:
+        return
+    machine.ask_ahead(*DEVICES)
+
+
+def _look(machine: Machine) -> tuple[str, TorchBuild, Sequence[str] | None]:
+    """What can be known without the driver: a file that shows a device, torch, visible ids.
+
+    Raises:
+        Decline: there is nothing to ask the driver about.
+    """
+    kind = _find_hardware(machine)
+    from mainboard.platforms.cuda_visible import visibility
+
+    entries = visibility(machine.environ)
+    if entries is not None and not entries:
+        raise _nothing_visible(machine, "which hides every device")
+    build = find_torch(machine)
+    if build.cuda is None:
+        raise _lacks_cuda(build)
+    _check_permission(machine)
+    return kind, build, entries
 
 
 def _check_version(build: TorchBuild, inventory: Inventory) -> None:

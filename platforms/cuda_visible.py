@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,9 +16,7 @@ __all__ = ["CONTROL", "find_entry", "visibility", "visible_devices"]
 CONTROL = "CUDA_VISIBLE_DEVICES"
 
 
-# As far as the driver reads an entry: what follows a number or an id is passed over.
-_NUMBER = r"\s*\+?([0-9]+)"
-_ID = r"\s*((?:GPU-|MIG-|MIG-GPU-)[0-9a-fA-F][0-9a-fA-F/-]*)"
+_HEXADECIMAL = "0123456789abcdefABCDEF"
 
 
 def visibility(environ: Mapping[str, str]) -> list[str] | None:
@@ -28,16 +28,28 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     setting = environ.get(CONTROL)
     if setting is None:
         return None
-    import re
-
-    kind = _NUMBER if re.match(_NUMBER, setting) else _ID
-    entries: list[str] = []
-    for entry in setting.split(","):
-        match = re.match(kind, entry)
-        if match is None:
-            break
-        entries.append(match[1].lstrip("0") or "0" if kind is _NUMBER else match[1])
+    read = _number if _number(setting) else _id
+    entries = list(takewhile(bool, map(read, setting.split(","))))
     return entries if len(set(entries)) == len(entries) else []
+
+
+# As far as the driver reads an entry: what follows a number or an id is passed over. Without `re`,
+# which takes as long to import as everything else here.
+
+
+def _number(text: str) -> str:
+    """The number that a text begins with, or nothing."""
+    digits = "".join(takewhile("0123456789".__contains__, text.lstrip().removeprefix("+")))
+    return digits and (digits.lstrip("0") or "0")
+
+
+def _id(text: str) -> str:
+    """The id of a device or a slice that a text begins with, or nothing."""
+    text = text.lstrip()
+    kind = next((kind for kind in ("GPU-", "MIG-GPU-", "MIG-") if text.startswith(kind)), None)
+    if kind is None or text[len(kind) : len(kind) + 1] not in set(_HEXADECIMAL):
+        return ""
+    return kind + "".join(takewhile((_HEXADECIMAL + "/-").__contains__, text[len(kind) :]))
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:

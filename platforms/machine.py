@@ -136,8 +136,13 @@ class Machine:
 
         folder = self.package(package) if package else None
         arguments = [question, folder] if folder else [question]
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{script}.py")
-        return bounded.ask(path, arguments, bounded.time_limit())
+        return bounded.ask(_script(script), arguments, bounded.time_limit())
+
+    def ask_ahead(self, script: str, question: str) -> None:
+        """Start asking what `ask` is about to be asked, to have the answer sooner."""
+        from mainboard.platforms import bounded
+
+        bounded.ask_ahead(_script(script), [question])
 
     def tile_permission(self) -> int | None:
         """The extended states that the kernel grants on request (AMX), as a bit for each.
@@ -202,6 +207,10 @@ def parse_id_list(text: str | None) -> tuple[int, ...]:
         if first.isdecimal() and (last.isdecimal() or not last):
             numbers.update(range(int(first), min(int(last or first), _MOST_IDS) + 1))
     return tuple(sorted(numbers))
+
+
+def _script(name: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
 
 
 class _Encoded(Mapping[bytes, str]):
