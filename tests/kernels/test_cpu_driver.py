@@ -79,7 +79,7 @@ def test_attention_on_aarch64(driver: Path, isa: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", MODELS)
 @pytest.mark.parametrize("what", ["functions", "rows"])
 def test_parts_on_aarch64(driver: Path, isa: str, what: str) -> None:
-    """exp and tanh within 1e-6 of float64, and every format rounded to its nearest number."""
+    """Exponentials and tanh within 1e-6 of float64, and every format rounded to its nearest number."""
     ran = emulate(driver, isa, what)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.startswith(f"{isa}: ")

@@ -1,6 +1,7 @@
 """Measure rows one after another: is the result right, and how long do ours and torch's take."""
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,11 +119,13 @@ def _fastest(peers: dict[str, Call], clock: Clock) -> dict[str, Call]:
     """Those that are worth timing; one that has no such case drops out."""
     first: dict[str, float] = {}
     for name, call in peers.items():
-        try:
-            call()
-            first[name] = clock(call)
-        except RuntimeError:  # no kernel of that name for this shape
-            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says at length what does not serve a shape
+            try:
+                call()
+                first[name] = clock(call)
+            except RuntimeError:  # no kernel of that name for this shape
+                continue
     best = min(first.values(), default=0.0)
     return {name: peers[name] for name, value in first.items() if value <= _HOPELESS * best}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mainboard.errors import MainboardError
 
-__all__ = ["draw", "require_matplotlib"]
+__all__ = ["draw", "machine_of", "require_matplotlib"]
 
 _OURS, _PEER, _ROOF = "#1f77b4", "#ff7f0e", "#444444"
 
@@ -22,6 +22,13 @@ def require_matplotlib() -> None:
         raise MainboardError(
             "--plot needs matplotlib, which is not installed: pip install 'mainboard[bench]'"
         )
+
+
+def machine_of(report: dict[str, Any]) -> str:
+    """What was measured, in one line."""
+    machine = report["machine"]
+    threads = f", {machine['threads']} threads" if machine["device_type"] == "cpu" else ""
+    return f"{machine['device']}{threads}, torch {machine['torch']}"
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
@@ -40,8 +47,9 @@ def draw(report: dict[str, Any], file: Path) -> None:
     roof, bars = figure.subplots(1, 2, width_ratios=(1.1, 1))
     _draw_roofline(roof, rows, report["limits"])
     _draw_fractions(bars, rows)
-    machine = report["machine"]
-    figure.suptitle(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
+    handles, labels = bars.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8)
+    figure.suptitle(machine_of(report))
     figure.savefig(file, dpi=110, format="png")
 
 
@@ -63,8 +71,8 @@ def _draw_roofline(axes: Any, rows: Sequence[dict[str, Any]], limits: dict[str, 
         label = f"{dtype} products {peak / 1e12:.3g} TFLOP/s"
         axes.annotate(label, (high, peak / 1e12), ha="right", va="bottom", fontsize=8)
     axes.annotate(
-        f"memory {bandwidth / 1e9:.3g} GB/s", (low, bandwidth * low / 1e12), fontsize=8,
-        xytext=(4, 12), textcoords="offset points",
+        f"memory {_digits(bandwidth / 1e9)} GB/s", (low, bandwidth * low / 1e12), fontsize=8,
+        xytext=(-4, -14), textcoords="offset points",
     )  # fmt: skip
     for i, row in enumerate(rows, 1):
         if row not in known:
@@ -105,10 +113,13 @@ def _draw_fractions(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.set(xlabel="share of the row's own limit", title="Each row beside its limit")
     axes.set_xlim(0, max([1.0, *(1.25 * row["of_limit"] for row in rows)]))
     axes.axvline(1.0, color=_ROOF, linewidth=1)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=8)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _rate(row: dict[str, Any]) -> str:
     if row["few_queries"]:
-        return f"{row['gbytes']:.4g} GB/s"
+        return f"{_digits(row['gbytes'])} GB/s"
     return f"{row['tflops']:.3g} TFLOP/s"

@@ -171,10 +171,10 @@ def show(report: dict[str, Any], screen: Screen) -> None:
 
 
 def _show_limits(report: dict[str, Any], screen: Screen) -> None:
-    machine, limits = report["machine"], report["limits"]
-    screen.heading(
-        f"Limits of {machine['device']}, {machine['threads']} threads, torch {machine['torch']}"
-    )
+    from mainboard.benchmarking.plot import machine_of
+
+    limits = report["limits"]
+    screen.heading(f"Limits of {machine_of(report)}")
     rows = [("memory", f"{limits['bandwidth'] / 1e9:.4g} GB/s")]
     rows += [
         (f"products of {dtype}", f"{rate / 1e12:.3g} TFLOP/s")
