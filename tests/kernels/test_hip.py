@@ -3,6 +3,8 @@
 It is compiled from the CUDA sources and was not run on hardware.
 """
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +96,33 @@ def test_stored_bfloat16_is_torchs(codes: tuple[torch.Tensor, bytes]) -> None:
     number = ~values.isnan()
     assert torch.equal(mine[number], values[number].bfloat16())
     assert mine[~number].isnan().all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("hipcc") is None, reason="hipcc is not installed")
+def test_every_kernel_compiles_for_gfx90a_and_spills_nothing(tmp_path: Path) -> None:
+    """By the compiler's own account of registers, scratch memory and local memory."""
+    command = ["hipcc", "-x", "hip", "--offload-arch=gfx90a", "-O3", "-std=c++17", f"-I{ROOT}"]
+    command += ["-Rpass-analysis=kernel-resource-usage", "-c", "-o", str(tmp_path / "cache.o")]
+    ran = subprocess.run(
+        [*command, str(ROOT / "csrc" / "cuda" / "cache.cu")],
+        env=os.environ | {"HIP_PLATFORM": "amd"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    found = re.findall(r"remark: .*?(\S[^:]*): (\S+) \[-Rpass", ran.stderr)
+    kernels = [value for name, value in found if name == "Function Name"]
+    for kernel in ("write_rows", "merge_rows"):
+        assert any(kernel in name for name in kernels)
+    for what in (
+        "SGPRs Spill",
+        "VGPRs Spill",
+        "ScratchSize [bytes/lane]",
+        "LDS Size [bytes/block]",
+    ):
+        assert [value for name, value in found if name == what] == ["0"] * len(kernels), what
+    assert all(int(value) <= 64 for name, value in found if name == "VGPRs")
 
 
 def test_the_library_loads_where_torch_has_no_hip() -> None:
