@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms import machine
-from mainboard.platforms.answers import Table, per_state
+from mainboard.platforms.answers import Table, watch
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo
 
@@ -80,7 +80,11 @@ class ListedDevices(Platform):
     @classmethod
     def forget_answers(cls) -> None:
         """Forget what is remembered of this class's devices, and look at its machine again."""
-        cls._now = per_state(cls._machine().raw_environ, cls._controls, lambda: _Answers(cls))
+
+        def install(now: Callable[[], _Answers]) -> None:
+            cls._now = now
+
+        watch(cls._machine().raw_environ, cls._controls, lambda: _Answers(cls), install)
 
     @classmethod
     def _machine(cls) -> Machine:
