@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,32 +14,29 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL", "find_entry", "visibility", "visible_devices"]
 
 CONTROL = "CUDA_VISIBLE_DEVICES"
-
-
-# As far as the driver reads an entry: what follows a number or an id is passed over.
-_NUMBER = r"\s*\+?([0-9]+)"
-_ID = r"\s*((?:GPU-|MIG-|MIG-GPU-)[0-9a-fA-F][0-9a-fA-F/-]*)"
+_IDS = ("GPU-", "MIG-")
 
 
 def visibility(environ: Mapping[str, str]) -> list[str] | None:
-    """The entries of `CUDA_VISIBLE_DEVICES` that count; None when it is not set.
+    """The entries of `CUDA_VISIBLE_DEVICES` that can count; None when it is not set.
 
     As the driver does, reading stops at the first entry that is not of the kind of the first one,
-    a number or an id, and a repeated entry hides everything.
+    a number or an id. What follows a number is passed over, and of the number 32 bits are read.
     """
     setting = environ.get(CONTROL)
     if setting is None:
         return None
+    parts = setting.split(",")
+    numbers = list(takewhile(bool, map(_number, parts)))
+    return numbers or list(takewhile(lambda part: part.startswith(_IDS), parts))
+
+
+def _number(entry: str) -> str:
+    """The number that an entry begins with; empty if it begins with something else."""
     import re
 
-    kind = _NUMBER if re.match(_NUMBER, setting) else _ID
-    entries: list[str] = []
-    for entry in setting.split(","):
-        match = re.match(kind, entry)
-        if match is None:
-            break
-        entries.append(match[1].lstrip("0") or "0" if kind is _NUMBER else match[1])
-    return entries if len(set(entries)) == len(entries) else []
+    match = re.match(r"\s*\+?([0-9]+)", entry)
+    return str(min(int(match[1]), (1 << 63) - 1) % (1 << 32)) if match else ""
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:
@@ -49,8 +48,8 @@ def find_entry(entry: str, inventory: Inventory) -> int | None:
 def visible_devices(entries: Sequence[str] | None, inventory: Inventory) -> list[CudaDevice]:
     """The devices that `CUDA_VISIBLE_DEVICES` leaves, a slice of one as that slice.
 
-    CUDA shows a process one slice at most, and then nothing else. A device that is meant twice, by
-    two abbreviations of its id, hides everything as a repeated entry does.
+    CUDA shows a process one slice at most, and then nothing else. A device that is named twice
+    hides everything.
     """
     chosen = list(_chosen(entries, inventory))
     if len(set(chosen)) < len(chosen):
@@ -87,5 +86,12 @@ def _meant(entry: str, device: CudaDevice) -> list[str | None]:
         named = entry.removeprefix("MIG-").partition("/")[0] == device.uuid
         return [*exact] or ([device.slices[0].uuid] if named and device.slices else [])
     if entry.startswith("MIG-"):
-        return [part.uuid for part in device.slices if part.uuid.startswith(entry)]
-    return [_first_slice(device)] if device.uuid.startswith(entry) else []
+        return [part.uuid for part in device.slices if _names(entry, part.uuid)]
+    return [_first_slice(device)] if _names(entry, device.uuid) else []
+
+
+def _names(entry: str, uuid: str) -> bool:
+    """Whether an entry is an id, the beginning of it, or the id with something after it."""
+    begins = entry[:4] == uuid[:4] and len(entry) > 4
+    text, whole = entry.lower(), uuid.lower()
+    return begins and (whole.startswith(text) or text.startswith(whole))
