@@ -45,6 +45,11 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "--build", str(build)])
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(target)])
 
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: every library, and what is written about it."""
+        for file in Path(self.build_lib, "mainboard", "kernels").glob("libmainboard_*"):
+            self.copy_file(str(file), HOMES["mainboard.kernels"])
+
 
 # The libraries call torch's stable C ABI only; other systems run the reference in PyTorch.
 COMPILED = sys.platform == "linux" and os.environ.get("MAINBOARD_BUILD_KERNELS", "1") != "0"

@@ -143,7 +143,8 @@ class CudaPlatformBase(ListedDevices):
             return int(device.multiprocessors)
         known = cls._asked("its multiprocessors", lambda: _read_multiprocessors(cls._machine()))
         if device.uuid not in known:
-            return int(cls.get_device_properties(device_id).multi_processor_count)
+            visible = cls.logical_device_id_to_visible_device_id(device_id)
+            return int(cls.get_device_properties(visible).multi_processor_count)
         return known[device.uuid]
 
     @classmethod

@@ -14,42 +14,28 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL", "find_entry", "visibility", "visible_devices"]
 
 CONTROL = "CUDA_VISIBLE_DEVICES"
-
-
-_HEXADECIMAL = "0123456789abcdefABCDEF"
+_IDS = ("GPU-", "MIG-")
 
 
 def visibility(environ: Mapping[str, str]) -> list[str] | None:
-    """The entries of `CUDA_VISIBLE_DEVICES` that count; None when it is not set.
+    """The entries of `CUDA_VISIBLE_DEVICES` that can count; None when it is not set.
 
     As the driver does, reading stops at the first entry that is not of the kind of the first one,
-    a number or an id, and a repeated entry hides everything.
+    a number or an id. What follows a number is passed over, and of the number 32 bits are read.
     """
     setting = environ.get(CONTROL)
     if setting is None:
         return None
-    read = _number if _number(setting) else _id
-    entries = list(takewhile(bool, map(read, setting.split(","))))
-    return entries if len(set(entries)) == len(entries) else []
+    parts = setting.split(",")
+    numbers = list(takewhile(bool, map(_number, parts)))
+    return numbers or list(takewhile(lambda part: part.startswith(_IDS), parts))
 
 
-# As far as the driver reads an entry: what follows a number or an id is passed over. Without `re`,
-# which takes as long to import as everything else here.
-
-
-def _number(text: str) -> str:
-    """The number that a text begins with, or nothing."""
-    digits = "".join(takewhile("0123456789".__contains__, text.lstrip().removeprefix("+")))
-    return digits and (digits.lstrip("0") or "0")
-
-
-def _id(text: str) -> str:
-    """The id of a device or a slice that a text begins with, or nothing."""
-    text = text.lstrip()
-    kind = next((kind for kind in ("GPU-", "MIG-GPU-", "MIG-") if text.startswith(kind)), None)
-    if kind is None or text[len(kind) : len(kind) + 1] not in set(_HEXADECIMAL):
-        return ""
-    return kind + "".join(takewhile((_HEXADECIMAL + "/-").__contains__, text[len(kind) :]))
+def _number(entry: str) -> str:
+    """The number that an entry begins with; empty if it begins with something else."""
+    # Without `re`, which takes as long to import as everything else here.
+    digits = "".join(takewhile("0123456789".__contains__, entry.lstrip().removeprefix("+")))
+    return digits and str(min(int(digits), (1 << 63) - 1) % (1 << 32))
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:
@@ -61,8 +47,8 @@ def find_entry(entry: str, inventory: Inventory) -> int | None:
 def visible_devices(entries: Sequence[str] | None, inventory: Inventory) -> list[CudaDevice]:
     """The devices that `CUDA_VISIBLE_DEVICES` leaves, a slice of one as that slice.
 
-    CUDA shows a process one slice at most, and then nothing else. A device that is meant twice, by
-    two abbreviations of its id, hides everything as a repeated entry does.
+    CUDA shows a process one slice at most, and then nothing else. A device that is named twice
+    hides everything.
     """
     chosen = list(_chosen(entries, inventory))
     if len(set(chosen)) < len(chosen):
@@ -99,5 +85,12 @@ def _meant(entry: str, device: CudaDevice) -> list[str | None]:
         named = entry.removeprefix("MIG-").partition("/")[0] == device.uuid
         return [*exact] or ([device.slices[0].uuid] if named and device.slices else [])
     if entry.startswith("MIG-"):
-        return [part.uuid for part in device.slices if part.uuid.startswith(entry)]
-    return [_first_slice(device)] if device.uuid.startswith(entry) else []
+        return [part.uuid for part in device.slices if _names(entry, part.uuid)]
+    return [_first_slice(device)] if _names(entry, device.uuid) else []
+
+
+def _names(entry: str, uuid: str) -> bool:
+    """Whether an entry is an id, the beginning of it, or the id with something after it."""
+    begins = entry[:4] == uuid[:4] and len(entry) > 4
+    text, whole = entry.lower(), uuid.lower()
+    return begins and (whole.startswith(text) or text.startswith(whole))

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms import machine
-from mainboard.platforms.answers import Table, per_state
+from mainboard.platforms.answers import Table, watch
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, ClassVar
+    from collections.abc import Iterable, Sequence
+    from typing import Any, ClassVar, Protocol
 
     from mainboard.platforms.machine import Machine
+
+    class _Now(Protocol):
+        """A function that is found on a class, and is not made a method of it."""
+
+        def __call__(self) -> _Answers: ...
+
 
 __all__ = ["DeviceLink", "ListedDevices"]
 
@@ -71,7 +77,7 @@ class ListedDevices(Platform):
     """The control variables, as the system names them."""
 
     # A plain function, which is found sooner on a class than a method.
-    _now: ClassVar[Callable[[], _Answers]]
+    _now: ClassVar[_Now]
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -80,7 +86,11 @@ class ListedDevices(Platform):
     @classmethod
     def forget_answers(cls) -> None:
         """Forget what is remembered of this class's devices, and look at its machine again."""
-        cls._now = per_state(cls._machine().raw_environ, cls._controls, lambda: _Answers(cls))
+
+        def install(now: _Now) -> None:
+            cls._now = now
+
+        watch(cls._machine().raw_environ, cls._controls, lambda: _Answers(cls), install)
 
     @classmethod
     def _machine(cls) -> Machine:

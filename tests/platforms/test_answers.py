@@ -2,16 +2,28 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainboard.platforms.answers import Table, per_state
+from mainboard.platforms.answers import Table, watch
 from mainboard.platforms.machine import Machine
 
 NAMES = [b"MAINBOARD_TEST_A", b"MAINBOARD_TEST_B", b"MAINBOARD_TEST_C", b"MAINBOARD_TEST_D"]
+
+
+class Watched:
+    """What is known for the values of some variables."""
+
+    def __init__(self, raw: Mapping[bytes, object], names: Sequence[bytes]) -> None:
+        self._now: Callable[[], list[None]]
+        watch(raw, names, list[None], lambda now: setattr(self, "_now", now))
+
+    def __call__(self) -> list[None]:
+        """The object for the values of this moment; each is equal to the others."""
+        return self._now()
 
 
 def test_answer_is_found_once() -> None:
@@ -39,7 +51,7 @@ def test_answer_is_found_once() -> None:
 def test_same_state_same_answers(count: int, changes: list[tuple[int, str | None]]) -> None:
     """Each state of the environment has one object of answers, whichever way it was reached."""
     environ: dict[bytes, str] = {}
-    now = per_state(environ, NAMES[:count], list[None])
+    now = Watched(environ, NAMES[:count])
     met: dict[tuple[str | None, ...], list[None]] = {(None,) * count: now()}
     for place, value in changes:
         name = bytes(bytearray(NAMES[place]))  # equal to the variable's name, and another object
@@ -58,7 +70,7 @@ def test_environment_of_a_machine(
     """The process's own environment is read as it is now, and so is one that a machine was given."""
     machine = Machine("/nowhere", environ)
     variables: dict[str, str] = machine.environ  # type: ignore[assignment]
-    now = per_state(machine.raw_environ, NAMES[:1], list[None])
+    now = Watched(machine.raw_environ, NAMES[:1])
     name = os.fsdecode(NAMES[0])
     first = now()
     monkeypatch.setitem(variables, name, "1")
@@ -74,7 +86,7 @@ def test_environment_of_a_machine(
 def test_threads_get_one_object() -> None:
     """Threads that meet a new state at the same time get the same answers."""
     environ = {NAMES[0]: "x"}
-    now, together = per_state(environ, NAMES[:3], list[None]), threading.Barrier(8)
+    now, together = Watched(environ, NAMES[:3]), threading.Barrier(8)
     got: list[list[None]] = []
 
     def ask() -> None:

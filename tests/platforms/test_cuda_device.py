@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform, probe
+from mainboard.platforms.machine import Machine
+from mainboard.platforms.recording import platform_on
 from mainboard.platforms.verdict import State
 
 pytestmark = [
@@ -220,3 +223,27 @@ def test_a_record_of_this_machine_is_this_machine() -> None:
     assert CudaPlatform.device_count() == len(made["devices"])
     assert CudaPlatform.get_device_name() == made["devices"][0]["name"]
     assert CudaPlatform.num_compute_units() == made["devices"][0]["compute_units"]
+
+
+def test_without_nvml(machines: Any) -> None:
+    """Where NVML fails (a stub does), the real driver lists the same devices."""
+    machines.install_nvml(init="12")
+    machine = Machine()
+    verdict = probe(machine)
+    assert "nvml_library_missing" == verdict.code, verdict.reason
+    assert verdict.value is not None
+    platform = platform_on(machine, verdict.value)
+    assert issubclass(platform, NonNvmlCudaPlatform)
+    numbers = range(CudaPlatform.device_count())
+    assert len(numbers) == platform.device_count()
+    for number in numbers:
+        assert CudaPlatform.get_device_uuid(number) == platform.get_device_uuid(number)
+        assert CudaPlatform.num_compute_units(number) == platform.num_compute_units(number)
+
+
+def test_nvml_that_hangs(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NVML that never answers (a stub) costs its bound on a machine whose devices work."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5")
+    machines.install_nvml(init="hang")
+    verdict = probe(Machine())
+    assert "driver_no_answer" == verdict.code and verdict.milliseconds < 2000

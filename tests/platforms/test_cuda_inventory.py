@@ -1,11 +1,13 @@
 """What is told of NVIDIA's devices, by the ids of each kind, on the answers of a stub of NVML in C."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mainboard.platforms.cuda import CudaPlatform
+from mainboard.platforms.device_ids import set_assigned_physical_gpu_ids
 from mainboard.platforms.values import DeviceCapability
 
 
@@ -26,6 +28,16 @@ from mainboard.platforms.values import DeviceCapability
         ("0,GPU-bb", [0]),
         ("GPU-bb,GPU-aa", [1, 0]),
         ("GPU-bbbb2222-1xyz,GPU-aa", [1, 0]),
+        ("GPU-BBBB2222-1 ,GPU-AA", [1, 0]),
+        ("GPU-bbxy,GPU-aa", []),
+        ("gpu-bbbb2222-1", []),
+        (" GPU-bbbb2222-1", []),
+        ("0,9,0", [0]),
+        ("4294967297", [1]),
+        ("2147483648", []),
+        ("99999999999999999999", []),
+        ("0x1", [0]),
+        ("01,-0", [1]),
         ("GPU-bb,GPU-bbbb", []),
         ("+1,0;9", [1, 0]),
         ("0,00", []),
@@ -128,6 +140,25 @@ def test_device_that_shares_memory(second_first: Any) -> None:
     second_first(memory=None)
     assert CudaPlatform.is_integrated_gpu()
     assert CudaPlatform.get_device_total_memory() > 0
+
+
+def test_units_that_only_torch_knows(
+    second_first: Any, machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that the driver does not list is asked of torch, by its number there."""
+    machines.install_stub("cuda", "0")  # it lists another device only
+    second_first()
+    monkeypatch.setattr(
+        CudaPlatform,
+        "get_device_properties",
+        lambda device: SimpleNamespace(multi_processor_count=100 + device),
+    )
+    assert [100, 101] == [CudaPlatform.num_compute_units(number) for number in (0, 1)]
+    set_assigned_physical_gpu_ids([0])
+    try:
+        assert 101 == CudaPlatform.num_compute_units()
+    finally:
+        set_assigned_physical_gpu_ids(None)
 
 
 def test_unequal_devices_are_warned_of(second_first: Any, caplog: pytest.LogCaptureFixture) -> None:
