@@ -15,7 +15,7 @@ class LatentJoin {
       : a_(a), control_(control), thread_(thread) {}
 
   // Counts in the block's piece, which has been written.
-  __device__ void count_in(const Segment& s) {
+  __device__ void count_in(const LatentSegment& s) {
     int step = 1;
     sync();
     if (s.pieces > kGroupPieces) {
@@ -51,9 +51,9 @@ class LatentJoin {
 
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
   // in the slot of the first. Joined statistics lie behind those of the pieces.
-  __device__ void gather(const Segment& s, int first, int step, int count, bool whole) const {
+  __device__ void gather(const LatentSegment& s, int first, int step, int count, bool whole) const {
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
-    const int rows = min(S::rows, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
+    const int rows = min(S::rows, s.queries * static_cast<int>(a_.heads.value) - s.row);
     for (int i = thread_; i < rows * kQuads; i += kThreads) {
       const int row = i / kQuads, quad = i % kQuads;
       float2 joined = {-INFINITY, 0.0f};  // reference and total
@@ -100,9 +100,10 @@ class LatentJoin {
     sums.w += x.w * factor;
   }
 
-  __device__ void write(const Segment& s, int row, int quad, float4 sums, float2 joined) const {
+  __device__ void write(const LatentSegment& s, int row, int quad, float4 sums,
+                        float2 joined) const {
     using T = typename S::T;
-    const RowPlace place(a_, s, s.row + row);
+    const LatentPlace place(a_, s, row);
     const float scale = output_scale(a_, joined.y);
     T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head;
     *(reinterpret_cast<uint2*>(to) + quad) = {pack<T>(sums.x * scale, sums.y * scale),

@@ -26,7 +26,7 @@ class Scorer {
   __device__ void run() {
     if (S::score_groups == 2 && group_ == 1) pass_reference();
     SegmentReader<S> segments(control_);
-    while (const Segment* s = segments.next()) {
+    while (const LatentSegment* s = segments.next()) {
       enter(*s);
       const int first = s->unit, end = s->unit_end;
       barrier_wait(&control_.q_full, segments.number() % 2);
@@ -49,15 +49,15 @@ class Scorer {
 
   __device__ int row(int r) const { return 16 * warp_ + lane_ / 4 + 8 * r; }
 
-  __device__ void enter(const Segment& s) {
-    scale_ = a_.scale_log2 * (a_.k_scale ? a_.k_scale[0] : 1.0f);
-    const int before = s.sequence.keys - s.sequence.queries;
-    all_to_ = min(s.sequence.keys, before + a_.group.divide(s.row) + a_.right + 1);
+  __device__ void enter(const LatentSegment& s) {
+    scale_ = a_.scale_log2 * (a_.kv_scale ? a_.kv_scale[0] : 1.0f);
+    const int before = s.keys - s.queries;
+    all_to_ = min(s.keys, before + a_.heads.divide(s.row) + a_.right + 1);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowPlace place(a_, s, s.row + row(r));
-      const int query = place.token - s.sequence.first_query;
-      end_[r] = min(s.sequence.keys, before + query + a_.right + 1);
+      const LatentPlace place(a_, s, row(r));
+      const int query = place.token - s.first_query;
+      end_[r] = min(s.keys, before + query + a_.right + 1);
       reference_[r] = -INFINITY;
       total_[r] = 0.0f;
       const T* from = static_cast<const T*>(a_.q) + place.token * a_.q_token +

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "csrc/cuda/decode_tile.h"
-#include "csrc/cuda/latent.h"
+#include "csrc/cuda/latent_schedule.h"
 #include "csrc/cuda/wgmma.h"
 
 namespace mainboard::cuda {
@@ -11,22 +11,18 @@ template <class T_, int kScoreGroups>
 struct Latent {
   using T = T_;
   static constexpr int key_dim = 576, dim = 512;  // the first 512 columns are the values too
-  static constexpr int rows = 64;                 // of a tile: queries x heads
+  static constexpr int rows = kLatentRows;
   static constexpr int unit_keys = 64;
   static constexpr int stages = 2;
   static constexpr int part_keys = kLatentPartKeys, parts = unit_keys / part_keys;
-#ifndef MAINBOARD_LATENT_AHEAD
-#define MAINBOARD_LATENT_AHEAD 0
-#endif
-  static constexpr int units_ahead = MAINBOARD_LATENT_AHEAD;
   static constexpr int score_groups = kScoreGroups, sum_groups = 2;
   static constexpr int group_columns = dim / sum_groups;
-  static constexpr int threads = kGroupThreads * (1 + score_groups + sum_groups);
+  static constexpr int threads = kGroupThreads * (score_groups + sum_groups + 1);
   static constexpr int warps_of_scores = 4 * score_groups, warps_of_sums = 4 * sum_groups;
-  static constexpr int query_warps = 2;  // of the first warpgroup
+  // In all no more than the warpgroups have at the start: a multiple of 8 each, of 65,536.
   static constexpr int copy_registers = score_groups == 1 ? 56 : 32;
-  static constexpr int score_registers = score_groups == 1 ? 120 : 80;
-  static constexpr int sum_registers = score_groups == 1 ? 168 : 160;
+  static constexpr int score_registers = score_groups == 1 ? 120 : 72;
+  static constexpr int sum_registers = score_groups == 1 ? 168 : 152;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
   static constexpr int rotary = value_panels;  // the panel behind the values
@@ -39,7 +35,7 @@ struct Latent {
     uint64_t full[stages][panels], rotary_empty[stages], empty[stages][parts];
     uint64_t weights_full[stages], weights_empty[stages];
     uint64_t segment_full[2], segment_empty[2];
-    Segment segments[2];
+    LatentSegment segments[2];
     float shrink[stages][rows];       // what a unit makes of the sums before it
     float2 statistics[stages][rows];  // at a segment's end: reference and total
     float reference[2][rows];         // of each scoring warpgroup's last unit
@@ -55,15 +51,12 @@ struct Latent {
 // Named barriers; 0 is __syncthreads's.
 inline constexpr int kSumsBarrier = 1, kTailBarriers = 2, kReferenceBarriers = 4;
 
-template <class S>
-using LatentWalker = Walker<S::rows, S::unit_keys, 6>;
-
 // What sums are multiplied by, and the row's log-sum-exp: of a row whose weights, relative to
 // `reference`, add up to `total`.
 __device__ inline float output_scale(const LatentDecode& a, float total) {
-  return total > 0.0f ? (a.v_scale ? a.v_scale[0] : 1.0f) / total : 0.0f;
+  return total > 0.0f ? (a.kv_scale ? a.kv_scale[0] : 1.0f) / total : 0.0f;
 }
-__device__ inline void write_lse(const LatentDecode& a, const RowPlace& place, float reference,
+__device__ inline void write_lse(const LatentDecode& a, const LatentPlace& place, float reference,
                                  float total) {
   if (a.lse == nullptr) return;
   a.lse[place.head * a.lse_head + place.token] =
@@ -94,9 +87,9 @@ class SegmentReader {
   __device__ explicit SegmentReader(typename S::Control& control) : control_(control) {}
 
   // Waits for the next segment; null at the end. It stays until `release`.
-  __device__ const Segment* next() {
+  __device__ const LatentSegment* next() {
     barrier_wait(&control_.segment_full[number_ % 2], number_ / 2 % 2);
-    const Segment* s = &control_.segments[number_ % 2];
+    const LatentSegment* s = &control_.segments[number_ % 2];
     return s->pieces == 0 ? nullptr : s;
   }
   __device__ void release() {

@@ -22,8 +22,8 @@ class Summer {
 
   __device__ void run() {
     SegmentReader<S> segments(control_);
-    while (const Segment* s = segments.next()) {
-      walk(s->unit, s->unit_end, s->sequence.keys);
+    while (const LatentSegment* s = segments.next()) {
+      walk(s->unit, s->unit_end, s->keys);
       write(*s);
       if (s->pieces > 1) {
         LatentJoin<S>(a_, control_, threadIdx.x % kGroupThreads + group_ * kGroupThreads)
@@ -130,11 +130,11 @@ class Summer {
   }
 
   // Writes the rows, or what this piece has of them into the workspace.
-  __device__ void write(const Segment& s) {
+  __device__ void write(const LatentSegment& s) {
     const int column = group_ * S::group_columns + lane_ % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowPlace place(a_, s, s.row + row(r));
+      const LatentPlace place(a_, s, row(r));
       if (!place.used) continue;
       if (s.pieces == 1) {
         write_row(place, r, column);
@@ -153,7 +153,7 @@ class Summer {
     }
   }
 
-  __device__ void write_row(const RowPlace& place, int r, int column) {
+  __device__ void write_row(const LatentPlace& place, int r, int column) {
     const float scale = output_scale(a_, total_[r]);
     T* to =
         static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head + column;
