@@ -1,15 +1,11 @@
 #include "csrc/cuda/latent_kernel.h"
 
-#ifndef MAINBOARD_LATENT_SCORE_GROUPS
-#define MAINBOARD_LATENT_SCORE_GROUPS 1
-#endif
-
 namespace mainboard::cuda {
 namespace {
 
 template <class T>
 LatentKernel describe(DType type) {
-  using S = Latent<T, MAINBOARD_LATENT_SCORE_GROUPS>;
+  using S = Latent<T>;
   return {type, reinterpret_cast<const void*>(latent_decode<S>), S::shared_bytes, S::threads};
 }
 
