@@ -35,7 +35,7 @@ def _number(entry: str) -> str:
     """The number that an entry begins with; empty if it begins with something else."""
     # Without `re`, which takes as long to import as everything else here.
     digits = "".join(takewhile("0123456789".__contains__, entry.lstrip().removeprefix("+")))
-    return digits and str(min(int(digits), (1 << 63) - 1) % (1 << 32))
+    return digits and str(min(int(digits[:20]), (1 << 63) - 1) % (1 << 32))
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:

@@ -69,9 +69,8 @@ struct Segment {
   __device__ int slot(int i) const { return i == 0 ? first_slot : next_slot + i - 1; }
 };
 
-// Walks a block's stretch of the line. All threads that ask hold the same. A cut tile costs about
-// as much as `cut_cost` positions.
-template <int rows, int unit_keys, int cut_cost = 2>
+// Walks a block's stretch of the line. All threads of the block hold the same.
+template <int rows, int unit_keys>
 class Walker {
  public:
   __device__ Walker(const Decode& a, int lane) : a_(a) {
@@ -137,6 +136,7 @@ class Walker {
   // Equal shares of the line; where all tiles are `even` long, shares that end where tiles do, if
   // that costs little: a tile that is cut costs more.
   __device__ void share_out(int total, int even) {
+    constexpr int kCheap = 2;  // positions
     const int blocks = static_cast<int>(gridDim.x);
     share_ = total / blocks;
     larger_ = total - share_ * blocks;
@@ -144,7 +144,7 @@ class Walker {
     const int needed = share_ + (larger_ > 0);
     const int whole =
         needed >= even ? ceil_div(needed, even) * even : ceil_div(even, even / needed);
-    if (whole - share_ < cut_cost && even % min(whole, even) == 0) {
+    if (whole - share_ < kCheap && even % min(whole, even) == 0) {
       share_ = whole;
       larger_ = 0;
     }

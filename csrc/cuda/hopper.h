@@ -76,10 +76,6 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint64_t* b
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
-// Asks for bytes from a multiple of 16 on to be brought to the second-level cache.
-__device__ inline void prefetch_bytes(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 // Orders this thread's ordinary writes to shared memory before what the copy engine and the matrix
 // units read next.
 __device__ inline void publish_to_units() {

@@ -1,32 +1,21 @@
 #include "csrc/cuda/latent_kernel.h"
 
-#ifndef MAINBOARD_LATENT_SCORE_GROUPS
-#define MAINBOARD_LATENT_SCORE_GROUPS 1
-#endif
-
 namespace mainboard::cuda {
 namespace {
 
 template <class T>
-DecodeKernel describe(DType type) {
-  using S = Latent<T, MAINBOARD_LATENT_SCORE_GROUPS>;
-  return {type,
-          type,
-          S::key_dim,
-          S::rows / kTileRows,
-          reinterpret_cast<const void*>(latent_decode<S>),
-          S::shared_bytes,
-          1,
-          S::threads};
+LatentKernel describe(DType type) {
+  using S = Latent<T>;
+  return {type, reinterpret_cast<const void*>(latent_decode<S>), S::shared_bytes, S::threads};
 }
 
 }  // namespace
 
-const DecodeKernel* find_latent(DType type) {
-  static const DecodeKernel kernels[] = {describe<__nv_bfloat16>(DType::bf16),
+const LatentKernel* find_latent(DType type) {
+  static const LatentKernel kernels[] = {describe<__nv_bfloat16>(DType::bf16),
                                          describe<__half>(DType::f16)};
-  for (const DecodeKernel& kernel : kernels) {
-    if (kernel.query == type) return &kernel;
+  for (const LatentKernel& kernel : kernels) {
+    if (kernel.type == type) return &kernel;
   }
   return nullptr;
 }

@@ -10,12 +10,12 @@ namespace mainboard::cuda {
 template <class S>
 class LatentJoin {
  public:
-  // `thread` of the summing warpgroups', which all call what follows together.
+  // `thread` of the computing warpgroups', which all call what follows together.
   __device__ LatentJoin(const LatentDecode& a, typename S::Control& control, int thread)
       : a_(a), control_(control), thread_(thread) {}
 
   // Counts in the block's piece, which has been written.
-  __device__ void count_in(const Segment& s) {
+  __device__ void count_in(const LatentSegment& s) {
     int step = 1;
     sync();
     if (s.pieces > kGroupPieces) {
@@ -30,11 +30,11 @@ class LatentJoin {
   }
 
  private:
-  static constexpr int kThreads = kGroupThreads * S::sum_groups;
+  static constexpr int kThreads = kGroupThreads * S::groups;
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
   static constexpr int kGroupPieces = 16, kInFlight = 8;
 
-  __device__ static void sync() { named_barrier_sync(kSumsBarrier, kThreads); }
+  __device__ static void sync() { named_barrier_sync(kWorkersBarrier, kThreads); }
 
   // Whether this block was the last of `count`. Thread 0 speaks for all: the barrier before ordered
   // the other threads' writes.
@@ -49,65 +49,99 @@ class LatentJoin {
     return control_.is_last;
   }
 
+  // Four columns of a row: sums, and what they are relative to and are to be divided by.
+  struct Quad {
+    float4 sums = {};
+    float2 statistics = {-INFINITY, 0.0f};
+  };
+
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
   // in the slot of the first. Joined statistics lie behind those of the pieces.
-  __device__ void gather(const Segment& s, int first, int step, int count, bool whole) const {
+  __device__ void gather(const LatentSegment& s, int first, int step, int count, bool whole) const {
+    if (count <= 2) {
+      gather_by<2>(s, first, step, count, whole);
+    } else {
+      gather_by<kInFlight>(s, first, step, count, whole);
+    }
+  }
+  // A thread reads `pieces` of as many quads at once as it has registers for.
+  template <int pieces>
+  __device__ void gather_by(const LatentSegment& s, int first, int step, int count,
+                            bool whole) const {
+    constexpr int kAtOnce = kInFlight / pieces;
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
-    const int rows = min(S::rows, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
-    for (int i = thread_; i < rows * kQuads; i += kThreads) {
-      const int row = i / kQuads, quad = i % kQuads;
-      float2 joined = {-INFINITY, 0.0f};  // reference and total
-      float4 sums = {};
-      for (int begin = 0; begin < count; begin += kInFlight) {
-        float2 own[kInFlight];
-        float4 x[kInFlight];
+    const float4* sums = reinterpret_cast<const float4*>(a_.workspace.sums);
+    const int rows = min(S::rows, s.queries * static_cast<int>(a_.heads.value) - s.row);
+    const int quads = rows * kQuads;
+#pragma unroll 1
+    for (int begin = thread_; begin < quads; begin += kAtOnce * kThreads) {
+      Quad joined[kAtOnce];
+#pragma unroll 1
+      for (int piece = 0; piece < count; piece += pieces) {
+        Quad own[kAtOnce][pieces];
 #pragma unroll
-        for (int j = 0; j < kInFlight; ++j) {
-          own[j] = {-INFINITY, 0.0f};
-          x[j] = {};
-          if (begin + j >= count) continue;
-          const int64_t at = int64_t{s.slot(first + (begin + j) * step)} * a_.slot_rows + row;
-          own[j] = __ldcg(statistics + at);
-          x[j] = __ldcg(reinterpret_cast<const float4*>(a_.workspace.sums + at * S::dim) + quad);
+        for (int j = 0; j < pieces; ++j) {
+          const int slot = s.slot(first + min(piece + j, count - 1) * step);
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k) {
+            const int i = begin + k * kThreads;
+            if (piece + j >= count || i >= quads) continue;
+            const int64_t at = int64_t{slot} * a_.slot_rows + i / kQuads;
+            own[k][j].sums = __ldcg(sums + at * kQuads + i % kQuads);
+            own[k][j].statistics = __ldcg(statistics + at);
+          }
         }
-        float most = joined.x;
 #pragma unroll
-        for (int j = 0; j < kInFlight; ++j) most = fmaxf(most, own[j].x);
-        if (most == -INFINITY) continue;
-        const float shrink = exp2_approx(joined.x - most);
-        joined = {most, joined.y * shrink};
-        sums = {sums.x * shrink, sums.y * shrink, sums.z * shrink, sums.w * shrink};
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j) {
-          const float factor = exp2_approx(own[j].x - most);
-          joined.y += own[j].y * factor;
-          add(sums, x[j], factor);
-        }
+        for (int k = 0; k < kAtOnce; ++k) add(joined[k], own[k]);
       }
-      if (whole) {
-        write(s, row, quad, sums, joined);
-      } else {
-        const int64_t at = int64_t{s.slot(first)} * a_.slot_rows + row;
-        __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, sums);
-        if (quad == 0) __stcg(a_.workspace.statistics + a_.workspace.rows + at, joined);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k * kThreads < quads) keep(s, begin + k * kThreads, first, joined[k], whole);
       }
     }
   }
-  __device__ static void add(float4& sums, float4 x, float factor) {
-    sums.x += x.x * factor;
-    sums.y += x.y * factor;
-    sums.z += x.z * factor;
-    sums.w += x.w * factor;
+  template <int pieces>
+  __device__ static void add(Quad& all, const Quad (&own)[pieces]) {
+    float reference = all.statistics.x;
+#pragma unroll
+    for (const Quad& x : own) reference = fmaxf(reference, x.statistics.x);
+    if (reference == -INFINITY) return;
+    scale(all, exp2_approx(all.statistics.x - reference));
+    all.statistics.x = reference;
+#pragma unroll
+    for (Quad x : own) {
+      scale(x, exp2_approx(x.statistics.x - reference));
+      all.statistics.y += x.statistics.y;
+      all.sums.x += x.sums.x;
+      all.sums.y += x.sums.y;
+      all.sums.z += x.sums.z;
+      all.sums.w += x.sums.w;
+    }
+  }
+  __device__ static void scale(Quad& x, float factor) {
+    x.statistics.y *= factor;
+    x.sums.x *= factor;
+    x.sums.y *= factor;
+    x.sums.z *= factor;
+    x.sums.w *= factor;
   }
 
-  __device__ void write(const Segment& s, int row, int quad, float4 sums, float2 joined) const {
+  __device__ void keep(const LatentSegment& s, int i, int first, const Quad& x, bool whole) const {
+    const int row = i / kQuads, quad = i % kQuads;
+    if (whole) return write(s, row, quad, x);
+    const int64_t at = int64_t{s.slot(first)} * a_.slot_rows + row;
+    __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, x.sums);
+    if (quad == 0) __stcg(a_.workspace.statistics + a_.workspace.rows + at, x.statistics);
+  }
+
+  __device__ void write(const LatentSegment& s, int row, int quad, const Quad& x) const {
     using T = typename S::T;
-    const RowPlace place(a_, s, s.row + row);
-    const float scale = output_scale(a_, joined.y);
+    const LatentPlace place(a_, s, row);
+    const float scale = output_scale(a_, x.statistics.y);
     T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head;
-    *(reinterpret_cast<uint2*>(to) + quad) = {pack<T>(sums.x * scale, sums.y * scale),
-                                              pack<T>(sums.z * scale, sums.w * scale)};
-    if (quad == 0) write_lse(a_, place, joined.x, joined.y);
+    *(reinterpret_cast<uint2*>(to) + quad) = {pack<T>(x.sums.x * scale, x.sums.y * scale),
+                                              pack<T>(x.sums.z * scale, x.sums.w * scale)};
+    if (quad == 0) write_lse(a_, place, x.statistics.x, x.statistics.y);
   }
 
   const LatentDecode& a_;

@@ -1,35 +1,31 @@
 // Latent attention (MLA) over few queries: one key head of 576 columns, whose first 512 are the
 // values too, so that every row is read once.
 //
-// A block holds 64 rows of queries x heads and two stages of 64 keys, and its warpgroups divide the
-// work by kind: one copies, one (or two, in turn) make weights of queries and keys, and two sum the
-// values, half of the columns each, which no single one has the registers for. They meet at
-// barriers only, so that the matrix units have products of one kind while the other kind waits for
-// an exponential or for memory. Stretches, pieces and joins are those of decode_schedule.h and
-// latent_join.h.
+// A block holds 64 rows of queries x heads and two stages of 64 keys. Two warpgroups compute and a
+// warp copies; they meet at barriers in shared memory only. The idea of two warpgroups that have
+// half of the columns each and make the weights in turn is FlashMLA's.
 #pragma once
 
 #include "csrc/cuda/latent_load.h"
-#include "csrc/cuda/latent_score.h"
-#include "csrc/cuda/latent_sum.h"
+#include "csrc/cuda/latent_work.h"
 
 namespace mainboard::cuda {
 
 template <class S>
 __device__ void init_latent_barriers(typename S::Control& control) {
-  constexpr int kReaders = 1 + S::query_warps + S::warps_of_scores + S::warps_of_sums;
-  barrier_init(&control.q_full, 32 * S::query_warps);
-  barrier_init(&control.q_empty, S::warps_of_scores);
+  constexpr int kGroupWarps = kGroupThreads / 32, kWarps = kGroupWarps * S::groups;
+  barrier_init(&control.q_full, 1);
+  barrier_init(&control.q_empty, kWarps);
   for (int i = 0; i < S::stages; ++i) {
     for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
-    for (uint64_t& empty : control.empty[i]) barrier_init(&empty, S::warps_of_sums);
-    barrier_init(&control.rotary_empty[i], 4);
+    for (uint64_t& empty : control.empty[i]) barrier_init(&empty, kWarps);
+    barrier_init(&control.rotary_empty[i], kGroupWarps);
     barrier_init(&control.weights_full[i], kGroupThreads);
-    barrier_init(&control.weights_empty[i], S::warps_of_sums);
+    barrier_init(&control.weights_empty[i], kGroupWarps);
   }
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
-    barrier_init(&control.segment_empty[i], kReaders);
+    barrier_init(&control.segment_empty[i], kWarps);
   }
   barrier_init_fence();
 }
@@ -42,28 +38,19 @@ __global__ void __launch_bounds__(S::threads, 1)
   const uint32_t shared = shared_address(memory);
   const int group = uniform(threadIdx.x / kGroupThreads);
   if (threadIdx.x == 0) {
+    prefetch_map(&a.queries);
     prefetch_map(&a.cache);
     init_latent_barriers<S>(control);
   }
   __syncthreads();
   let_next_grid_start();
   wait_for_previous_grid();
-  if (group == 0) {
-    give_registers<S::copy_registers>();
-    const int warp = uniform(threadIdx.x / 32);
-    if (warp == 0) {
-      announce_segments<S>(a, control);
-    } else if (warp == 1) {
-      KeyCopier<S>(a, shared, control).run();
-    } else {
-      copy_queries<S>(a, shared, control, warp - 2);
-    }
-  } else if (group <= S::score_groups) {
-    give_registers<S::score_registers>();
-    Scorer<S>(a, shared, control, group - 1).run();
+  if (group < S::groups) {
+    take_registers<S::work_registers>();
+    Worker<S>(a, shared, control, group).run();
   } else {
-    take_registers<S::sum_registers>();
-    Summer<S>(a, shared, control, group - 1 - S::score_groups).run();
+    give_registers<S::copy_registers>();
+    if (threadIdx.x % kGroupThreads < 32) Copier<S>(a, shared, control).run();
   }
 }
 

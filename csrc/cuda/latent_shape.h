@@ -2,47 +2,37 @@
 #pragma once
 
 #include "csrc/cuda/decode_tile.h"
-#include "csrc/cuda/latent.h"
+#include "csrc/cuda/latent_schedule.h"
 #include "csrc/cuda/wgmma.h"
 
 namespace mainboard::cuda {
 
-template <class T_, int kScoreGroups>
+template <class T_>
 struct Latent {
   using T = T_;
   static constexpr int key_dim = 576, dim = 512;  // the first 512 columns are the values too
-  static constexpr int rows = 64;                 // of a tile: queries x heads
+  static constexpr int rows = kLatentRows;
   static constexpr int unit_keys = 64;
   static constexpr int stages = 2;
   static constexpr int part_keys = kLatentPartKeys, parts = unit_keys / part_keys;
-#ifndef MAINBOARD_LATENT_AHEAD
-#define MAINBOARD_LATENT_AHEAD 0
-#endif
-  static constexpr int units_ahead = MAINBOARD_LATENT_AHEAD;
-  static constexpr int score_groups = kScoreGroups, sum_groups = 2;
-  static constexpr int group_columns = dim / sum_groups;
-  static constexpr int threads = kGroupThreads * (1 + score_groups + sum_groups);
-  static constexpr int warps_of_scores = 4 * score_groups, warps_of_sums = 4 * sum_groups;
-  static constexpr int query_warps = 2;  // of the first warpgroup
-  static constexpr int copy_registers = score_groups == 1 ? 56 : 32;
-  static constexpr int score_registers = score_groups == 1 ? 120 : 80;
-  static constexpr int sum_registers = score_groups == 1 ? 168 : 160;
+  static constexpr int groups = 2;  // that compute
+  static constexpr int group_columns = dim / groups;
+  static constexpr int threads = kGroupThreads * (groups + 1);
+  static constexpr int work_registers = 232, copy_registers = 40;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
   static constexpr int rotary = value_panels;  // the panel behind the values
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
-  // In shared memory: the queries but for the last panel, which the scoring warpgroups hold in
-  // registers; the stages of keys; the weights of each stage's keys; then this.
+  // In shared memory: the queries but for the last panel, which the warpgroups hold in registers;
+  // the stages of keys; the weights of each stage's keys; then this.
   struct Control {
     uint64_t q_full, q_empty;
     uint64_t full[stages][panels], rotary_empty[stages], empty[stages][parts];
     uint64_t weights_full[stages], weights_empty[stages];
     uint64_t segment_full[2], segment_empty[2];
-    Segment segments[2];
-    float shrink[stages][rows];       // what a unit makes of the sums before it
-    float2 statistics[stages][rows];  // at a segment's end: reference and total
-    float reference[2][rows];         // of each scoring warpgroup's last unit
+    LatentSegment segments[2];
+    float4 handed[stages][rows];  // factor for the sums before, reference, and at the end total
     bool is_last;
   };
   static constexpr int keys_at = value_panels * panel_bytes;
@@ -53,17 +43,14 @@ struct Latent {
 };
 
 // Named barriers; 0 is __syncthreads's.
-inline constexpr int kSumsBarrier = 1, kTailBarriers = 2, kReferenceBarriers = 4;
-
-template <class S>
-using LatentWalker = Walker<S::rows, S::unit_keys, 6>;
+inline constexpr int kWorkersBarrier = 1, kTailBarriers = 2;
 
 // What sums are multiplied by, and the row's log-sum-exp: of a row whose weights, relative to
 // `reference`, add up to `total`.
 __device__ inline float output_scale(const LatentDecode& a, float total) {
-  return total > 0.0f ? (a.v_scale ? a.v_scale[0] : 1.0f) / total : 0.0f;
+  return total > 0.0f ? (a.kv_scale ? a.kv_scale[0] : 1.0f) / total : 0.0f;
 }
-__device__ inline void write_lse(const LatentDecode& a, const RowPlace& place, float reference,
+__device__ inline void write_lse(const LatentDecode& a, const LatentPlace& place, float reference,
                                  float total) {
   if (a.lse == nullptr) return;
   a.lse[place.head * a.lse_head + place.token] =
@@ -83,31 +70,7 @@ __device__ inline void release_warp(uint64_t* barrier) {
 template <class S>
 struct LatentTurn {
   int stage, parity;
-  __device__ explicit LatentTurn(int count)
-      : stage(count % S::stages), parity(count / S::stages % 2) {}
-};
-
-// Takes the block's segments one after another; all warps of the block see the same.
-template <class S>
-class SegmentReader {
- public:
-  __device__ explicit SegmentReader(typename S::Control& control) : control_(control) {}
-
-  // Waits for the next segment; null at the end. It stays until `release`.
-  __device__ const Segment* next() {
-    barrier_wait(&control_.segment_full[number_ % 2], number_ / 2 % 2);
-    const Segment* s = &control_.segments[number_ % 2];
-    return s->pieces == 0 ? nullptr : s;
-  }
-  __device__ void release() {
-    release_warp(&control_.segment_empty[number_ % 2]);
-    ++number_;
-  }
-  __device__ int number() const { return number_; }
-
- private:
-  typename S::Control& control_;
-  int number_ = 0;
+  __device__ explicit LatentTurn(int count) : stage(count & 1), parity(count >> 1 & 1) {}
 };
 
 }  // namespace mainboard::cuda
