@@ -44,6 +44,8 @@ def examine(machine: Machine) -> Activation:
     from mainboard.platforms import cuda_inventory
     from mainboard.platforms.cuda_visible import visible_devices
 
+    # The class is next if the driver says yes, which was asked ahead and is still busy.
+    __import__(_WITH_NVML.rpartition(".")[0])
     try:
         inventory = cuda_inventory.read_inventory(machine)
         value, code, remedy, note = _WITH_NVML, "available", None, ""
