@@ -13,7 +13,7 @@ import sys
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mainboard.platforms.bounded import Outcome
 
@@ -60,8 +60,8 @@ class Machine:
         self.architecture = _own_architecture() if architecture is None else architecture
         self.import_path = import_path
         self._on_bus: tuple[PciDevice, ...] | None = None
-        self.raw_setting = _raw_reader(self.environ)
-        """One variable, named in bytes, in whichever form it can be had soonest."""
+        self.raw_environ = _raw_environ(self.environ)
+        """The same variables, named in bytes, in whichever form they can be had soonest."""
 
     def path(self, name: str) -> str:
         """Where the file that the machine calls `/name` really is."""
@@ -199,13 +199,15 @@ def _script(name: str) -> str:
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
 
 
-def _raw_reader(environ: Mapping[str, str]) -> Callable[[bytes], object]:
+def _raw_environ(environ: Mapping[str, str]) -> Mapping[bytes, object]:
     # Reading os.environ encodes, looks up and decodes, which takes longer than all else that a
     # question asked in a loop does. What it looks up in is the same for every CPython on POSIX.
     data = getattr(environ, "_data", None) if environ is os.environ else None
     if os.name == "posix" and isinstance(data, dict):
-        return data.get
-    return lambda name: environ.get(os.fsdecode(name))
+        return data
+    from mainboard.platforms.encoded_environ import EncodedEnviron
+
+    return EncodedEnviron(environ)
 
 
 def _own_architecture() -> str:

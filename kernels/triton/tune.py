@@ -85,7 +85,12 @@ def candidates(kind: str, pad: int, index: int = 0) -> list[Tile]:
             continue
         if kind == "prefill" and keys * pad < 4096:
             continue
-        tile = Tile(rows, keys, warps, depth, described, first.per_unit, first.options)
+        # Rows found in a page table need two loads, one after the other, for each step ahead.
+        scattered = 2 * depth - 1 if kind == "prefill" and depth > 1 else 0
+        tile = replace(
+            first, block_m=rows, block_n=keys, num_warps=warps, num_stages=depth,
+            described=described, scattered_stages=scattered,
+        )  # fmt: skip
         if _fits(tile, kind, pad, shared):
             found[tile] = None
     if kind != "prefill":

@@ -32,16 +32,26 @@ def find_sequence(CU_Q, block, batch, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def page_of(
-    table, key, first, length, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
-):
-    """The cache page of each key of a block; one for all where a page holds whole blocks."""
-    if PAGE % BLOCK_N == 0:
-        return tl.load(table + first // PAGE).to(tl.int64)
-    elif MASKED:
-        return tl.load(table + key // PAGE, mask=key < length, other=0).to(tl.int64)
+def page_at(table, first, end, PAGE: tl.constexpr):
+    """The cache page that holds a whole block, or 0 behind the last block."""
+    return tl.load(table + first // PAGE, mask=first < end, other=0)
+
+
+@triton.jit
+def pages_of(
+    table, slot, key, first, length,
+    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, NEAR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The cache page of each key of a block."""
+    if BLOCK_N % PAGE == 0:
+        at = table + first // PAGE + slot // PAGE
     else:
-        return tl.load(table + key // PAGE).to(tl.int64)
+        at = table + key // PAGE
+    if MASKED:
+        page = tl.load(at, mask=key < length, other=0)
+    else:
+        page = tl.load(at)
+    return page if NEAR else page.to(tl.int64)
 
 
 @triton.jit
@@ -55,11 +65,13 @@ def load_block(
         block = base + first.to(tl.int64) * stride_slot
         pointers = block + slot[:, None] * stride_slot + column[None, :]
     elif PAGE % BLOCK_N == 0:
-        block = base + page * stride_page + (first % PAGE).to(tl.int64) * stride_slot
+        block = base + page.to(tl.int64) * stride_page + (first % PAGE).to(tl.int64) * stride_slot
         pointers = block + slot[:, None] * stride_slot + column[None, :]
     else:
-        row = page * stride_page + (key % PAGE).to(tl.int64) * stride_slot
-        pointers = base + row[:, None] + column[None, :]
+        # Where keys lie in their pages is the same for each block, unless a page ends inside one.
+        within = slot % PAGE if BLOCK_N % PAGE == 0 else key % PAGE
+        within = within.to(page.dtype)[:, None] * stride_slot + column[None, :]
+        pointers = base + (page[:, None] * stride_page + within)
     if MASKED and DIM != PAD:
         return tl.load(pointers, mask=(key < length)[:, None] & (column < DIM)[None, :], other=0.0)
     elif MASKED:
@@ -85,26 +97,37 @@ def biased(s, scale, softcap, slope, position, key, SOFTCAP: tl.constexpr, ALIBI
 
 @triton.jit
 def walk(
-    acc, total, most, q, begin, end, K, V, K_DESC, V_DESC, desc_row, k_column, v_column, table,
+    acc, total, most, q, begin, end, K, V, K_DESC, V_DESC, k_begin, k_column, v_column, table,
     length, position, slope, left, right, scale, softcap,
     stride_kp, stride_kt, stride_vp, stride_vt,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr, LEFT: tl.constexpr,
-    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, PLAIN: tl.constexpr,
-    DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
+    PAGE: tl.constexpr, NEAR: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+    PLAIN: tl.constexpr, DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Take the blocks of keys from `begin` up to `end` into the running softmax of a tile."""
+    WHOLE: tl.constexpr = PAGE > 0 and PAGE % BLOCK_N == 0
     slot = tl.arange(0, BLOCK_N)
     k_col = tl.arange(0, PAD)
     v_col = tl.arange(0, VPAD)
+    following = begin
+    if WHOLE:
+        following = page_at(table, begin, end, PAGE)
     for first in tl.range(begin, end, BLOCK_N):
         first = tl.multiple_of(first, BLOCK_N)
         key = first + slot
-        page = first.to(tl.int64)
-        if PAGE > 0:
-            page = page_of(table, key, first, length, PAGE, BLOCK_N, MASKED)
+        page = first
+        if WHOLE:
+            # Asked for a step ahead: nothing else hides how long the table takes to answer.
+            page = following
+            following = page_at(table, first + BLOCK_N, end, PAGE)
+        elif PAGE > 0:
+            page = pages_of(table, slot, key, first, length, PAGE, BLOCK_N, NEAR, MASKED)
         if DESCRIBED and not MASKED:
-            k = K_DESC.load([desc_row + first, k_column])
+            desc_row = k_begin + first
+            if PAGE > 0:
+                desc_row = page * PAGE + first % PAGE
+            k = K_DESC.load([desc_row, k_column])
         else:
             k = load_block(K, page, first, slot, k_col, key, length, stride_kp, stride_kt,
                            DIM, PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
@@ -133,7 +156,7 @@ def walk(
         total = total * decay + tl.sum(p, 1)
         acc = acc * decay[:, None]
         if DESCRIBED and not MASKED:
-            v = V_DESC.load([desc_row + first, v_column])
+            v = V_DESC.load([desc_row, v_column])
         else:
             v = load_block(V, page, first, slot, v_col, key, length, stride_vp, stride_vt,
                            VDIM, VPAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
@@ -143,7 +166,11 @@ def walk(
     return acc, total, most
 
 
-@triton.jit(do_not_specialize=["batch", "blocks", "tokens", "left", "right"])
+@triton.jit(
+    do_not_specialize=[
+        "batch", "blocks", "tokens", "left", "right", "stride_lh", "stride_table",
+    ]
+)  # fmt: skip
 def attention_kernel(
     Q, K, V, OUT, LSE, PART_OUT, PART_LSE, K_DESC, V_DESC, CU_Q, CU_K, USED_K, TABLE, SLOPES,
     SINKS, K_SCALE, V_SCALE, batch, blocks, tokens, heads, kv_heads, scale, softcap,
@@ -151,9 +178,9 @@ def attention_kernel(
     stride_qt, stride_qh, stride_kp, stride_kt, stride_kh, stride_vp, stride_vt, stride_vh,
     stride_ot, stride_oh, stride_lh, stride_table, stride_ks, stride_vs,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
-    GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, POSITIVE: tl.constexpr,
-    ALIKE: tl.constexpr, EVEN: tl.constexpr,
+    GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr,
+    STORED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    POSITIVE: tl.constexpr, ALIKE: tl.constexpr, EVEN: tl.constexpr,
     SPLITS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
@@ -256,7 +283,7 @@ def attention_kernel(
                 acc, total, most, q, begin if phase == 0 else whole if phase == 1 else full,
                 whole if phase == 0 else full if phase == 1 else end, K, V, K_DESC, V_DESC, k_begin, k_column,
                 v_column, table, length, position, slope, left, right, scale, softcap,
-                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE,
+                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE, NEAR,
                 LAST_N if phase == 2 else BLOCK_N, STORED, LEFT, RIGHT, SOFTCAP, ALIBI, PLAIN, DESCRIBED, phase != 1,
             )  # fmt: skip
 
