@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 
 from mainboard.platforms.machine import this_machine
-from mainboard.plugins.log import debug
 
 __all__ = ["asked_ahead"]
 
@@ -44,6 +42,9 @@ class asked_ahead:
 
 def _ask(name: str) -> None:
     try:
-        import_module(name).ask_ahead(this_machine())
+        # What `importlib` takes to import is for later.
+        __import__(name, fromlist=["ask_ahead"]).ask_ahead(this_machine())
     except Exception as error:  # noqa: BLE001 - the probe meets it again, and makes it a verdict
+        from mainboard.plugins.log import debug
+
         debug("%s could not ask ahead: %s", name, error)

@@ -10,13 +10,13 @@ from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
-from mainboard.platforms.verdict import Verdict
 
 # Where there is no device, neither the inventory nor the class is imported.
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mainboard.platforms.cuda_inventory import Inventory
+    from mainboard.platforms.verdict import Verdict
 
 __all__ = ["DEVICES", "GIVE_DEVICES", "ask_ahead", "examine", "is_jetson", "probe"]
 
@@ -44,6 +44,8 @@ def examine(machine: Machine) -> Activation:
     from mainboard.platforms import cuda_inventory
     from mainboard.platforms.cuda_visible import visible_devices
 
+    # The class is next if the driver says yes, which was asked ahead and is still busy.
+    __import__(_WITH_NVML.rpartition(".")[0])
     try:
         inventory = cuda_inventory.read_inventory(machine)
         value, code, remedy, note = _WITH_NVML, "available", None, ""
