@@ -85,7 +85,7 @@ inline void shape_exponents(const Attention& a, const ScoreFactors& f, const Til
     for (int i = 0; i < kTileKeys; ++i, key = _mm512_add_epi32(key, one)) {
       float* at = s.scores + i * kTilePanel + half * kTile;
       Vec x = load(at);
-      x = a.softcap > 0.0f ? cap_score<5>(x * set1(f.gain), set1(f.cap), zero())
+      x = a.softcap > 0.0f ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero())
                            : x * set1(f.factor);
       if (a.alibi_slopes != nullptr) {
         const __m512i away = _mm512_abs_epi32(_mm512_sub_epi32(position, key));
@@ -161,9 +161,10 @@ class TileStream {
   void drain() {
     if (count_ == 0) return;
     run(nullptr, nullptr);
-    auto nothing = [] {};
     MAINBOARD_TILE_FENCE;
-    for (int c = 0; c < shape_.columns; c += 2) multiply_values<Parts>(shape_, *now(), c, nothing);
+    for (int c = 0; c < shape_.columns; c += 2) {
+      multiply_values<Parts>(shape_, *now(), c, NoSlice());
+    }
     MAINBOARD_TILE_FENCE;
     count_ = 0;
   }
@@ -174,9 +175,8 @@ class TileStream {
 
   void run(const TileStep* next, Vec* top) {
     if (now() == nullptr) {
-      auto nothing = [] {};
       MAINBOARD_TILE_FENCE;
-      for (int i = 0; i < 2; ++i) multiply_keys<Parts>(shape_, *next, i, nothing);
+      for (int i = 0; i < 2; ++i) multiply_keys<Parts>(shape_, *next, i, NoSlice());
       Peak<kScore> peak(plan_.factors, *next);
       for (int i = 0; i < kTileKeys; ++i) peak.row(i);
       for (int half = 0; half < 2; ++half) top[half] = peak.result(plan_.factors, *next, half);
@@ -256,8 +256,8 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
     if (w.partial == nullptr) {
       if (a.sinks != nullptr) {  // one more score, which brings no value
         const Vec sink = load(sinks), top = max(reference, sink);
-        factor = exp2_short<5>(reference - top);
-        sum = fma(sum, factor, exp2_short<5>(sink - top));
+        factor = exp2_exact(reference - top);
+        sum = fma(sum, factor, exp2_exact(sink - top));
         reference = top;
       }
       factor = factor * set1(value_scale(a, w.kv_head));
