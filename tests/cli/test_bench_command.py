@@ -90,9 +90,9 @@ def test_every_kind_of_row_is_measured_and_right(
     assert (result.error is None) == moved
     without_peer = row.name in ("options", "window", "fp8", "int8")
     assert (result.peer is None) == without_peer
-    found = result.to_dict()
+    found = result.to_dict(LIMITS)
     assert found["served_by"] == "compiled CPU"
-    assert found["of_limit"] == pytest.approx(result.limit_s / result.seconds)
+    assert found["of_limit"] == pytest.approx(LIMITS.bound(row).seconds / result.seconds)
     json.dumps(found)
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     result = measured(rows.Row("decode", SMALL))
     assert result.error == pytest.approx(1.0)
     assert not result.agrees
-    report = {"rows": [result.to_dict()], "failure": None}
+    report = {"rows": [result.to_dict(LIMITS)], "failure": None}
     assert bench.exit_code(report) == 1
     assert "WRONG: relative error 1.0e+00" in str(bench._cells(report["rows"][0])[-1])
 
@@ -121,7 +121,7 @@ def test_a_row_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measure, "build", broken)
     result = measured(rows.Row("decode", SMALL))
     assert result.failure == "RuntimeError: no room"
-    assert bench.exit_code({"rows": [result.to_dict()], "failure": None}) == 1
+    assert bench.exit_code({"rows": [result.to_dict(LIMITS)], "failure": None}) == 1
 
 
 def test_a_bound_is_the_slowest_part() -> None:
@@ -133,6 +133,8 @@ def test_a_bound_is_the_slowest_part() -> None:
     slow = replace(LIMITS, exponentials=1e6)
     assert slow.bound(prefill).by == "exponentials"
     assert LIMITS.bound(replace(decode, warm=True)).by == "products"
+    better = LIMITS.better(limits.Limits(2e10, {"bfloat16": 1.0, "float16": 3.0}))
+    assert better == limits.Limits(2e10, LIMITS.products | {"float16": 3.0}, 1e10)
 
 
 def test_limits_are_of_this_machine() -> None:
@@ -159,7 +161,7 @@ def test_it_measures_draws_and_writes(mainboard: Callable[..., Any], tmp_path: P
     """One row as a table, as JSON in a file, and as a PNG."""
     file, picture = tmp_path / "report.json", tmp_path / "report.png"
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    ran = mainboard("bench", "--device", "cpu", "--rows", "^decode 1 x 512 ", "--seconds", "0.1",
+    ran = mainboard("bench", "--device", "cpu", "--rows", "^decode 1 x 512 bfloat16", "--seconds", "0.1",
                     "--json", str(file), "--plot", str(picture))  # fmt: skip
     assert ran.code == 0, ran.out + ran.err
     assert "decode 1 x 512 bfloat16" in ran.out
@@ -189,12 +191,10 @@ def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_failures_are_shown_in_their_rows() -> None:
     """The table has the reason where the figures would be."""
-    result = measure.Result(
-        rows.Row("decode", SMALL), "", 0.0, 0, {}, 1.0, "memory", None, "no room"
-    )
+    result = measure.Result(rows.Row("decode", SMALL), failure="no room")
     stream = io.StringIO()
     report = {
-        "listed": False, "failure": None, "rows": [result.to_dict()], "spent_s": 1.0,
+        "listed": False, "failure": None, "rows": [result.to_dict(LIMITS)], "spent_s": 1.0,
         "machine": {"device": "X", "device_type": "cpu", "threads": 2, "torch": "2"},
         "limits": LIMITS.to_dict(),
     }  # fmt: skip

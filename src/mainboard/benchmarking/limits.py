@@ -1,4 +1,4 @@
-"""What this very machine can do at most, measured before anything is compared with it.
+"""What this very machine can do at most, measured before and after what is compared with it.
 
 On a CPU the compiled library has a loop for each limit, per instruction set, run on torch's threads:
 reading memory in order, multiplying without memory, exponentials. A matrix peak is the better of
@@ -60,9 +60,22 @@ class Limits:
         by = max(seconds, key=lambda name: seconds[name])
         return Bound(seconds[by], by)
 
+    def better(self, other: "Limits") -> "Limits":
+        """The larger of each: what held one measurement back may have spared the other."""
+        return Limits(
+            max(self.bandwidth, other.bandwidth),
+            _larger(self.products, other.products),
+            max(self.exponentials, other.exponentials),
+            _larger(self.details, other.details),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
+
+
+def _larger(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {name: max(a.get(name, 0.0), b.get(name, 0.0)) for name in a | b}
 
 
 def _product(dtype: torch.dtype, size: int, device: str, clock: Clock, seconds: float) -> float:

@@ -3,7 +3,7 @@
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,20 +24,19 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 _CHECKED_QUERIES = 16
 # A peer this much slower than the fastest at its first call is not timed any further.
 _HOPELESS = 1.5
+_LONG_S = 0.5
 _WORDS = 200  # characters of a failure that fit into a table
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row, measured. Rates and fractions are properties of it."""
+    """One row, measured: seconds, medians of so many samples."""
 
     row: Row
-    served_by: str
-    seconds: float
-    samples: int
-    peers: dict[str, float]
-    limit_s: float
-    bound: str
+    served_by: str = ""
+    seconds: float = 0.0
+    samples: int = 0
+    peers: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     failure: str | None = None
 
@@ -51,9 +50,9 @@ class Result:
         """Whether the checked rows are within the tolerance of the reference."""
         return self.error is None or self.error <= _TOLERANCE[self.row.case.dtype]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with what follows from the measured times."""
-        row, peer = self.row, self.peer
+    def to_dict(self, limits: Limits) -> dict[str, Any]:
+        """As plain JSON types, with what follows from the times and the machine's limits."""
+        row, peer, bound = self.row, self.peer, limits.bound(self.row)
         found: dict[str, Any] = {
             "row": row.name,
             "operator": row.operator,
@@ -64,8 +63,8 @@ class Result:
             "failure": self.failure,
             "flops": row.flops,
             "bytes": row.bytes,
-            "bound_by": self.bound,
-            "limit_ms": self.limit_s * 1e3,
+            "bound_by": bound.by,
+            "limit_ms": bound.seconds * 1e3,
             "few_queries": row.few_queries,
             "warm": row.warm,
         }
@@ -77,7 +76,7 @@ class Result:
                 "peer_over_ours": peer and peer[1] / self.seconds,
                 "tflops": row.flops / self.seconds / 1e12,
                 "gbytes": row.bytes / self.seconds / 1e9,
-                "of_limit": self.limit_s / self.seconds,
+                "of_limit": bound.seconds / self.seconds,
                 "relative_error": self.error,
                 "agrees": self.agrees,
             }
@@ -115,14 +114,15 @@ def _error(calls: Calls, row: Row) -> float | None:
     return float((got.float() - want).norm() / want.norm())
 
 
-def _fastest(peers: dict[str, Call], clock: Clock) -> dict[str, Call]:
+def _fastest(peers: dict[str, Call], clock: Clock, warm_up: bool) -> dict[str, Call]:
     """Those that are worth timing; one that has no such case drops out."""
     first: dict[str, float] = {}
     for name, call in peers.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says at length what does not serve a shape
             try:
-                call()
+                if warm_up:
+                    call()
                 first[name] = clock(call)
             except RuntimeError:  # no kernel of that name for this shape
                 continue
@@ -134,20 +134,14 @@ def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: floa
     served = choose(row.case.request(row.operator, device)).implementation.name
     calls = build(row, device)
     error = _error(calls, row)
-    calls.ours()
-    peers = _fastest(calls.peers, clock)
+    # Seconds of work need no warming up, and leave no time for it.
+    warm_up = limits.bound(row).seconds < _LONG_S
+    if warm_up:
+        calls.ours()
+    peers = _fastest(calls.peers, clock, warm_up)
     mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds)
-    bound = limits.bound(row)
-    return Result(
-        row,
-        served,
-        statistics.median(mine),
-        len(mine),
-        dict(zip(peers, map(statistics.median, others), strict=True)),
-        bound.seconds,
-        bound.by,
-        error,
-    )
+    medians = dict(zip(peers, map(statistics.median, others), strict=True))
+    return Result(row, served, statistics.median(mine), len(mine), medians, error)
 
 
 def measure(
@@ -163,7 +157,7 @@ def measure(
     Args:
         chosen: which.
         device: the device's type.
-        limits: this device's.
+        limits: this device's, as far as they are known.
         clock: how to time a call.
         seconds: for the timing of all rows together; each has at least one sample.
         advance: told the row, how many are done, and how many there are.
@@ -173,8 +167,7 @@ def measure(
         try:
             yield _measured(row, device, limits, clock, seconds / len(chosen))
         except (RuntimeError, MemoryError, ValueError, TypeError, NotImplementedError) as error:
-            bound = limits.bound(row)
             why = f"{type(error).__name__}: {error}".splitlines()[0][:_WORDS]
-            yield Result(row, "", 0.0, 0, {}, bound.seconds, bound.by, None, why)
+            yield Result(row, failure=why)
         if device == current_platform.device_type:
             current_platform.empty_cache()

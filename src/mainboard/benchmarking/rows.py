@@ -1,7 +1,7 @@
 """What is measured on each kind of device: the tests' own cases, at the sizes that serving has."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,8 +14,16 @@ __all__ = ["Row", "rows"]
 _GPU_TOKENS = 16384
 
 _HEADS = {"heads": 32, "kv_heads": 8, "head_dim": 128}
-# Batches and lengths that are measured without being asked for.
-_CPU_DECODES = ((1, 4096), (8, 1024), (8, 4096), (32, 4096))
+_CPU_USUAL = {
+    torch.bfloat16: (
+        "prefill 512", "prefill 2048", "prefill 8192", "chunk 512 after 4096",
+        "mixed: 512 after 2048, 15 decodes at 4096", "decode 1 x 512", "decode 1 x 4096",
+        "decode 8 x 1024", "decode 8 x 4096", "decode 32 x 4096",
+        "pages of 16: decode 8 x 4096", "verify 5 of 8 x 4096",
+    ),
+    torch.float16: ("prefill 2048", "decode 8 x 4096"),
+    torch.float32: ("prefill 2048", "decode 8 x 4096"),
+}  # fmt: skip
 _LATENT = {"kv_heads": 1, "head_dim": 576, "value_dim": 512, "page_size": 64}
 
 
@@ -119,35 +127,37 @@ def _named(row: Row, prefix: str, usual: bool = False) -> Row:
     return Row(f"{prefix} {row.name}", row.case, row.operator, usual, row.warm)
 
 
-def _cpu_rows() -> Iterator[Row]:
-    half, single = torch.float16, torch.float32
+def _cpu_attention(dtype: torch.dtype) -> Iterator[Row]:
+    """Every kind of call in one dtype; `_CPU_USUAL` says which are measured without being asked."""
+    prefill, decode = partial(_prefill, dtype=dtype), partial(_decode, dtype=dtype)
     for length in (512, 2048, 8192):
-        yield _prefill(length)
-    for dtype in (half, single):
-        yield _prefill(512, usual=False, dtype=dtype)
-        yield _prefill(2048, dtype=dtype)
-    yield _chunk(512, 4096)
-    yield _chunk(128, 8192, usual=False)
+        yield prefill(length)
+    yield _named(prefill(2048, softcap=30.0), "softcap:")
+    yield _named(prefill(2048, alibi=True), "alibi:")
+    yield _named(prefill(2048, sinks=True), "sinks:")
+    yield _named(prefill(8192, window=(1023, 0)), "window of 1024:")
+    yield _chunk(512, 4096, dtype=dtype)
+    yield _chunk(128, 8192, dtype=dtype)
     ragged = (300, 700, 1500, 2500)
-    yield Row("prefill 300+700+1500+2500", _case(ragged, ragged), usual=False)
-    mixed = _case((512,) + (1,) * 15, (2560,) + (4096,) * 15, page_size=128)
+    yield Row("prefill 300+700+1500+2500", _case(ragged, ragged, dtype=dtype))
+    mixed = _case((512,) + (1,) * 15, (2560,) + (4096,) * 15, page_size=128, dtype=dtype)
     yield Row("mixed: 512 after 2048, 15 decodes at 4096", mixed)
-    yield _decode(1, 512, warm=True)
+    yield decode(1, 512, warm=True)
     for batch in (1, 8, 32):
         for keys in (1024, 4096, 16384):
-            yield _decode(batch, keys, usual=(batch, keys) in _CPU_DECODES)
+            yield decode(batch, keys)
     for page in (16, 32):
-        yield _named(_decode(8, 4096, page_size=page), f"pages of {page}:", usual=page == 16)
-    for dtype in (half, single):
-        yield _decode(8, 4096, dtype=dtype)
+        yield _named(decode(8, 4096, page_size=page), f"pages of {page}:")
+    yield decode(8, 4096, new=5)
+
+
+def _cpu_rows() -> Iterator[Row]:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for row in _cpu_attention(dtype):
+            yield replace(row, usual=row.name in _CPU_USUAL[dtype])
     for stored in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
         usual = stored is not torch.float8_e5m2
         yield _decode(8, 4096, cache_dtype=stored, scaled_cache=True, usual=usual)
-    yield _decode(8, 4096, new=5)
-    yield _named(_prefill(2048, softcap=30.0), "softcap:")
-    yield _named(_prefill(2048, alibi=True), "alibi:")
-    yield _named(_prefill(2048, sinks=True), "sinks:")
-    yield _named(_prefill(8192, window=(1023, 0)), "window of 1024:")
     yield _latent(8, 4096, 16)
     yield _latent(8, 4096, 128, usual=False)
     yield from _moves(8192, 128)
