@@ -24,7 +24,7 @@ from mainboard.kernels.triton import plan
 from mainboard.kernels.triton.launch import Launch, as_is
 from mainboard.kernels.triton.works import Work, attention_work, describe, latent_work
 
-__all__ = ["CASES", "Resources", "compile_case", "gpu_target"]
+__all__ = ["CASES", "Resources", "compile_case", "gpu_target", "tile_of"]
 
 _TYPES = {
     torch.float32: "fp32",
@@ -205,10 +205,22 @@ def compile_case(case: str, architecture: str) -> Resources:
     registers, spilled = (
         _nvidia(made.asm["cubin"]) if "cubin" in made.asm else _amd(made.asm["amdgcn"])
     )
+    tile = _tile(launch, tensors)
+    return Resources(architecture, case, tile, registers, int(made.metadata.shared), spilled)
+
+
+def tile_of(case: str, architecture: str) -> str:
+    """How one of `CASES` is cut up on an architecture, as `compile_case` says it."""
+    with plan.pretending(architecture):
+        return _tile(*_launch(case, architecture))
+
+
+def _tile(launch: Launch, tensors: tuple[Any, ...]) -> str:
     names = (parameter.name for parameter in launch.kernel.params)
     constants = dict(zip(names, (*tensors, *launch.numbers), strict=True))
     sizes = [
         constants[n] for n in ("BLOCK_M", "BLOCK_N", "SPLITS_PAD", "BLOCK_D") if n in constants
     ]
-    tile = "x".join(map(str, sizes)) + f", {options['num_warps']} warps"
-    return Resources(architecture, case, tile, registers, int(made.metadata.shared), spilled)
+    stages = launch.options.get("num_stages")
+    name = "x".join(map(str, sizes)) + f", {launch.options['num_warps']} warps"
+    return name + (f", {stages} stages" if stages else "")

@@ -126,7 +126,7 @@ def attention_work(
         v.stride(0) if page else 0, v.stride(-3), v.stride(-2), out.stride(0), out.stride(1),
         0 if lse is None else lse.stride(0), 0 if block_table is None else block_table.stride(0),
         step(k_scale), step(v_scale),
-        dim, pad, value_dim, value_pad, group, made.pack, page, page > 0 and _near(k, v), int(how),
+        dim, pad, value_dim, value_pad, group, made.pack, page, _near(k, v), int(how),
         left >= 0, right >= 0, softcap > 0.0, scale > 0.0,
         (k.shape, k.stride()) == (v.shape, v.stride()), made.even, made.splits, bool(described),
         made.block_m, tile.block_n, made.shortest,

@@ -152,9 +152,8 @@ from mainboard.testing.attention_cases import AttentionCase, check_case
 if sys.argv[1] == "far":
     works._near = lambda *caches: False
 else:
-    for pad in (64, 128):
-        tiles.use("interpreted", "decode", pad, tiles.Tile(32, 32, described=True))
-        tiles.use("interpreted", "prefill", pad, tiles.Tile(32, 32, described=True))
+    for kind in ("decode", "prefill"):
+        tiles.use("interpreted", kind, 64, tiles.Tile(32, 32, **{sys.argv[1]: True}))
 for page in (16, 32, 48, 64, None):
     case = AttentionCase((3, 1, 0, 40), (70, 130, 9, 40), 4, 2, 64, dtype=torch.float16, page_size=page)
     check_case(case)
@@ -237,7 +236,7 @@ def test_latent_attention(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["far", "described"])
 def test_every_way_to_find_rows(how: str, tmp_path: Path) -> None:
-    """By 64-bit offsets, and by descriptors: pages that divide a block, hold several, or neither."""
+    """By 64-bit offsets, and by descriptors, over pages of any size."""
     interpret(ADDRESSES, tmp_path, how)
 
 

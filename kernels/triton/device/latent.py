@@ -51,7 +51,7 @@ def walk_rows(
             c = LATENT_DESC.load([row, 0])
         else:
             c = load_block(CACHE, page, first, slot, latent_col, key, length, stride_page, ROW,
-                           LATENT, LATENT_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
+                           LATENT, LATENT_PAD, PAGE, NEAR, BLOCK_N, MASKED)  # fmt: skip
         c = widen(c, q.dtype, STORED)
         if SLICE == 0:
             s = tl.dot(q, tl.trans(c), input_precision="ieee")
@@ -65,7 +65,7 @@ def walk_rows(
                     q_row + column[None, :], mask=in_row & (column < LATENT)[None, :], other=0.0
                 )
                 k = load_block(CACHE, page, first, slot, column, key, length, stride_page, ROW,
-                               LATENT, LATENT_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
+                               LATENT, LATENT_PAD, PAGE, NEAR, BLOCK_N, MASKED)  # fmt: skip
                 k = widen(k, q.dtype, STORED)
                 s = tl.dot(q_slice, tl.trans(k), s, input_precision="ieee")
         if ROTARY > 0:
@@ -74,7 +74,7 @@ def walk_rows(
             else:
                 r = load_block(
                     CACHE + LATENT, page, first, slot, rotary_col, key, length, stride_page, ROW,
-                    ROTARY, ROTARY_PAD, PAGE, BLOCK_N, MASKED,
+                    ROTARY, ROTARY_PAD, PAGE, NEAR, BLOCK_N, MASKED,
                 )  # fmt: skip
             r = widen(r, q.dtype, STORED)
             s = tl.dot(q_rotary, tl.trans(r), s, input_precision="ieee")
