@@ -57,7 +57,7 @@ def warm_up(
         nowhere, nothing = zeros(batch + 1), zeros(batch)
         if k.dim() == 4:
             table = zeros(batch, -(-length // k.shape[1]))
-            where = {"seqused_k": nothing, "block_table": table}
+            where: dict[str, Any] = {"seqused_k": nothing, "block_table": table}
         else:
             where = {"cu_seqlens_k": nowhere}
         attention(
