@@ -35,8 +35,9 @@ def _number(entry: str) -> str:
     """The number that an entry begins with; empty if it begins with something else."""
     import re
 
-    match = re.match(r"\s*\+?([0-9]+)", entry)
-    return str(min(int(match[1]), (1 << 63) - 1) % (1 << 32)) if match else ""
+    match = re.match(r"\s*[+-]?[0-9]+", entry)
+    limit = 1 << 63
+    return str(max(-limit, min(int(match[0]), limit - 1)) % (1 << 32)) if match else ""
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:
