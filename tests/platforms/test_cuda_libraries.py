@@ -113,7 +113,8 @@ def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_inventory_script_alone() -> None:
     """The script on a machine without NVML says so, in lines that end, and imports next to nothing."""
-    run = [sys.executable, "-I", "-S", "-X", "importtime", nvml_inventory.__file__, "devices"]
+    options = ["-I", "-S", "-X", "importtime", "-c", bounded.RUN]
+    run = [sys.executable, *options, nvml_inventory.__file__, "devices"]
     environ = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=environ)
     if nvml_inventory._libcuda():
