@@ -9,6 +9,7 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -52,6 +53,15 @@ bool has_avx512() {
   return false;
 #endif
 }
+#elif defined(__aarch64__)
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBFloat16 = 1ul << 14;  // HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & kBFloat16) != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 bool runs_here(const std::string& isa) {
@@ -65,6 +75,9 @@ bool runs_here(const std::string& isa) {
   if (isa == "avx512") return has_avx512();
   // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
   if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+  if (isa == "neon") return true;
+  if (isa == "neon_bf16") return has_neon_bf16();
 #endif
   return isa == "baseline";
 }

@@ -20,21 +20,11 @@ inline void with_type(DType dtype, Body&& body) {
       return body(static_cast<Float8E4M3*>(nullptr));
     case DType::e5m2:
       return body(static_cast<Float8E5M2*>(nullptr));
+    case DType::i8:
+      return body(static_cast<Int8*>(nullptr));
     default:
       return;  // integers are refused before a kernel is called
   }
-}
-
-// Rounds float32 into T one element at a time: for the formats that have no vector store.
-template <class T>
-inline void narrow_each(const float* from, float factor, T* to, int n) {
-  for (int i = 0; i < n; ++i) to[i] = T::from_float(from[i] * factor);
-}
-inline void narrow(const float* from, float factor, Float8E4M3* to, int n) {
-  narrow_each(from, factor, to, n);
-}
-inline void narrow(const float* from, float factor, Float8E5M2* to, int n) {
-  narrow_each(from, factor, to, n);
 }
 
 inline void widen_row(DType dtype, const char* from, float* to, int n) {
