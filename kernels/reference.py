@@ -5,6 +5,7 @@ sequence after another; this is the specification, not a fast path. Arithmetic i
 `precision` where a test asks for more.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -190,6 +191,25 @@ def merge_attention_states(
     out.copy_(merged)
     if out_lse is not None:
         out_lse.copy_(total)
+
+
+def _bytes(cache: Tensor) -> Tensor:
+    """A cache as integers, because indexed assignment knows no fp8."""
+    return cache.view(torch.uint8) if cache.element_size() == 1 else cache
+
+
+def copy_blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Copy page `block_mapping[i, 0]` of every cache to page `block_mapping[i, 1]`; -1 skips."""
+    pairs = block_mapping[(block_mapping >= 0).all(dim=1)]
+    for cache in map(_bytes, caches):
+        cache[pairs[:, 1]] = cache[pairs[:, 0]]
+
+
+def swap_blocks(src: Tensor, dst: Tensor, block_mapping: Tensor) -> None:
+    """Copy page `block_mapping[i, 0]` of `src` to page `block_mapping[i, 1]` of `dst`."""
+    here, there = block_mapping.unbind(1)
+    pages = _bytes(src)[here.to(src.device)].to(dst.device)
+    _bytes(dst)[there.to(dst.device)] = pages
 
 
 def mla_decode(

@@ -12,7 +12,13 @@ inline void require(bool holds, const char* rule) {
 }
 
 inline bool is_float(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16; }
-inline bool is_fp8(DType t) { return t == DType::e4m3 || t == DType::e5m2; }
+// What a cache may hold besides its rows' own type. AMD's older kind is for its devices alone.
+inline bool is_fp8(DType t) {
+#ifdef __HIP__
+  if (t == DType::e4m3fnuz || t == DType::e5m2fnuz) return true;
+#endif
+  return t == DType::e4m3 || t == DType::e5m2;
+}
 // Whether rows of `t` are kept as `stored`; int8 where the library has it.
 inline bool is_stored_as(DType t, DType stored, bool int8) {
   return stored == t || is_fp8(stored) || (int8 && stored == DType::i8);

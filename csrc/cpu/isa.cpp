@@ -9,13 +9,15 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 #if defined(__AMX_BF16__)
-// Matrix tiles hold bfloat16 only; the next set serves the rest.
+// Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
+constexpr int kManyRows = kTileBlockRows;
 static bool serves(const Attention& a) { return amx_serves(a); }
 static int64_t many_rows_scratch_floats(const Attention& a) { return amx_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   attend_amx(a, w, scratch);
 }
 #else
+constexpr int kManyRows = kBlockRows;
 static bool serves(const Attention&) { return true; }
 static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
@@ -91,7 +93,7 @@ extern const Limits limits;               // isa_limits.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     MAINBOARD_TEXT(MAINBOARD_ISA),
-    kBlockRows,
+    kManyRows,
     serves,
     scratch_floats,
     attend,

@@ -134,33 +134,4 @@ void attend(const AttentionCall& call) {
   run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
 }
 
-void attend_latent(const LatentCall& call) {
-  const int64_t tokens = call.q.size(0), dim = call.out.size(2);
-  if (tokens == 0 || call.cu_queries.size(0) == 1) return;
-  const DecodeKernel* kernel = find_latent(call.q.dtype());
-  require(kernel != nullptr && call.cache.dtype() == call.q.dtype() &&
-              call.q.size(2) == kernel->head_dim && dim == 512,
-          "this dtype or these dimensions are not compiled");
-  require(is_multiple(call.q, 16) && is_multiple(call.cache, 16) && is_multiple(call.out, 8),
-          "q's, kv_cache's or out's rows are not aligned");
-  Decode a = {};
-  describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
-  const int64_t size = size_of(call.cache.dtype()), token = call.cache.stride(1) * size;
-  require(token < INT32_MAX, "kv_cache has too long a stride");
-  a.k = {call.cache.data<const char>(), call.cache.stride(0) * size, 0, static_cast<int>(token)};
-  a.table = call.table.data<const int>();
-  a.table_row = call.table.stride(0);
-  a.page_blocks = Divisor(static_cast<uint32_t>(call.cache.size(1) / kBlockKeys));
-  a.used_keys = call.used_keys.data<const int>();
-  a.kv_heads = 1;
-  a.group = Divisor(static_cast<uint32_t>(a.heads));
-  a.scale_log2 = static_cast<float>(call.scale * kLog2E);
-  a.left = kUnbounded;
-  a.right = call.causal ? 0 : kUnbounded;
-  a.k_scale = a.v_scale = pointer<float>(call.kv_scale);
-  a.fixed_pieces = call.deterministic;
-  const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads;
-  run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
-}
-
 }  // namespace mainboard::cuda

@@ -88,7 +88,4 @@ struct DecodeKernel {
 // The kernel for `rows` rows in each sequence, or null.
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
 
-// The kernel for latent attention (keys of 576 columns, values of 512), or null.
-const DecodeKernel* find_latent(DType type);
-
 }  // namespace mainboard::cuda
