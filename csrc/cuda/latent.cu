@@ -12,6 +12,7 @@ DecodeKernel describe(DType type) {
           S::row_tiles,
           reinterpret_cast<const void*>(latent_decode<S>),
           S::shared_bytes,
+          S::unit_keys,
           1,
           S::threads};
 }

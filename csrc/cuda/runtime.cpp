@@ -6,6 +6,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace mainboard::cuda {
@@ -138,20 +139,46 @@ int* OnDevice::counters() const {
   return own;
 }
 
-void OnDevice::launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel,
-                      void** arguments) const {
+void OnDevice::launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel, void** arguments,
+                      int cluster) const {
   allow_shared_memory(kernel, shared_bytes, index_);
-  cudaLaunchAttribute overlap;
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream_;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   check_cuda(cudaLaunchKernelExC(&config, kernel, arguments), "launch");
+}
+
+int OnDevice::clusters_at_once(int cluster, int threads, int shared_bytes,
+                               const void* kernel) const {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int> known;
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto [at, is_new] = known.try_emplace({kernel, index_, cluster}, 0);
+  if (!is_new) return at->second;
+  allow_shared_memory(kernel, shared_bytes, index_);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+             "cudaFuncSetAttribute");
+  cudaLaunchAttribute size;
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(cluster);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &size;
+  config.numAttrs = 1;
+  check_cuda(cudaOccupancyMaxActiveClusters(&at->second, kernel, &config),
+             "cudaOccupancyMaxActiveClusters");
+  return at->second;
 }
 
 }  // namespace mainboard::cuda

@@ -46,7 +46,11 @@ class OnDevice {
     void* pointers[] = {&arguments...};
     launch(grid, block, shared_bytes, reinterpret_cast<const void*>(kernel), pointers);
   }
-  void launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel, void** arguments) const;
+  void launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel, void** arguments,
+              int cluster = 1) const;
+
+  // How many clusters of `cluster` blocks the device holds at once.
+  int clusters_at_once(int cluster, int threads, int shared_bytes, const void* kernel) const;
 
  private:
   int32_t index_ = 0;
