@@ -2,7 +2,7 @@
 
 Everything is reached from here: `attention`, `reshape_and_cache`, `copy_blocks`, `swap_blocks`,
 `merge_attention_states`, `mla_decode`, `concat_and_cache_mla`, the flash-attention call forms in
-`mainboard.kernels.flash_attn`, and `status()`. Importing this package imports torch when the first
+`mainboard.kernels.flash_attn`, `warm_up` and `status()`. Importing this package imports torch when the first
 of them is used.
 """
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mainboard.kernels.ops import mla_decode as mla_decode
     from mainboard.kernels.ops import reshape_and_cache as reshape_and_cache
     from mainboard.kernels.ops import swap_blocks as swap_blocks
+    from mainboard.kernels.warm import warm_up as warm_up
 
 _HOMES = {
     "attention": "mainboard.kernels.ops",
@@ -27,6 +28,7 @@ _HOMES = {
     "reshape_and_cache": "mainboard.kernels.ops",
     "status": "mainboard.kernels.library",
     "swap_blocks": "mainboard.kernels.ops",
+    "warm_up": "mainboard.kernels.warm",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "reshape_and_cache",
     "status",
     "swap_blocks",
+    "warm_up",
 ]
 
 

@@ -84,7 +84,7 @@ def attention(
         q: `[tokens, heads, head_dim]`, float32, float16 or bfloat16.
         k: `[tokens, kv_heads, head_dim]`; with `block_table` a cache
             `[pages, page_size, kv_heads, head_dim]`, page_size a multiple of 16, of any strides
-            but a contiguous last dimension. q's dtype, or float8_e4m3fn or float8_e5m2.
+            but a contiguous last dimension. q's dtype, or float8_e4m3fn, float8_e5m2 or int8.
         v: as `k`; its last dimension may differ.
         cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
         cu_seqlens_k: the same for dense `k` and `v`.
@@ -157,10 +157,11 @@ def reshape_and_cache(
     Args:
         key: `[tokens, kv_heads, head_dim]`.
         value: `[tokens, kv_heads, value_dim]`.
-        key_cache: `[pages, page_size, kv_heads, head_dim]` of key's dtype, or fp8.
+        key_cache: `[pages, page_size, kv_heads, head_dim]` of key's dtype, or fp8 or int8.
         value_cache: the same for values.
         slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
-        k_scale: what an fp8 key will be multiplied by when read; a number, `[1]` or `[kv_heads]`.
+        k_scale: what a key of one byte will be multiplied by when read; a number, `[1]` or
+            `[kv_heads]`.
         v_scale: the same for values.
 
     Raises:
@@ -288,7 +289,7 @@ def mla_decode(
     Args:
         q: `[tokens, heads, latent + rotary]`, float32, float16 or bfloat16.
         kv_cache: `[pages, page_size, latent + rotary]`, page_size a multiple of 16; q's dtype, or
-            float8_e4m3fn or float8_e5m2.
+            float8_e4m3fn, float8_e5m2 or int8.
         cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
         seqused_k: `[sequences]` int32, rows in use.
         block_table: `[sequences, pages]` int32; entries past the last used page are not read.
@@ -342,9 +343,9 @@ def concat_and_cache_mla(
     Args:
         kv_c: `[tokens, latent]`.
         k_pe: `[tokens, rotary]`.
-        kv_cache: `[pages, page_size, latent + rotary]` of kv_c's dtype, or fp8.
+        kv_cache: `[pages, page_size, latent + rotary]` of kv_c's dtype, or fp8 or int8.
         slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
-        kv_scale: what an fp8 row will be multiplied by when read; a number, or float32 `[1]`.
+        kv_scale: what a row of bytes will be multiplied by when read; a number, or float32 `[1]`.
 
     Raises:
         TypeError: a dtype that is not served.

@@ -142,9 +142,14 @@ def attention(
 
 
 def quantize(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
-    """`x` [tokens, heads, dim] over its scale, saturated to the range of an fp8 `dtype`."""
+    """`x` [tokens, heads, dim] over its scale, saturated to the range of a `dtype` of one byte.
+
+    To the nearest, ties to even; NaN is 0 in int8, which has none.
+    """
     if scale is not None:
         x = x.float() * (1.0 / scale.float()).reshape(-1, 1)
+    if dtype is torch.int8:
+        return x.float().nan_to_num(nan=0.0).round().clamp(-128, 127).to(dtype)
     limit = FP8_LIMITS[dtype]
     return x.float().clamp(-limit, limit).to(dtype)
 
@@ -165,7 +170,7 @@ def reshape_and_cache(
     where = torch.tensor([slots[t] for t in tokens], dtype=torch.long, device=key.device)
     for source, cache, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
         rows = source[tokens]
-        if cache.dtype in FP8_LIMITS:
+        if cache.dtype in FP8_LIMITS or cache.dtype is torch.int8:
             rows = quantize(rows, cache.dtype, scale)
             # Indexed assignment knows no fp8: move the bytes.
             cache, rows = cache.view(torch.uint8), rows.view(torch.uint8)

@@ -14,6 +14,7 @@ from torch import Tensor
 QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 FNUZ_DTYPES = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)  # of AMD's gfx942
+BYTE_DTYPES = (*FP8_DTYPES, torch.int8)  # of a cache under wider queries, with its scales
 PAGE_MULTIPLE = 16
 
 
@@ -69,10 +70,10 @@ def _per_head(name: str, x: Tensor | None, sizes: tuple[int, ...], like: Tensor)
 
 
 def _cache_dtype(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and x.dtype not in FP8_DTYPES + FNUZ_DTYPES:
+    if x.dtype != q.dtype and x.dtype not in BYTE_DTYPES + FNUZ_DTYPES:
         raise TypeError(
             f"{name} has dtype {_name(x.dtype)}; expected q's {_name(q.dtype)}, "
-            f"or an fp8 cache ({', '.join(map(_name, FP8_DTYPES))})"
+            f"or a cache of one byte ({', '.join(map(_name, BYTE_DTYPES))})"
         )
 
 

@@ -46,7 +46,10 @@ int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float8_e4m3fn();
 int32_t aoti_torch_dtype_float8_e5m2();
+int32_t aoti_torch_dtype_float8_e4m3fnuz();
+int32_t aoti_torch_dtype_float8_e5m2fnuz();
 int32_t aoti_torch_dtype_uint8();
+int32_t aoti_torch_dtype_int8();
 int32_t aoti_torch_dtype_int32();
 int32_t aoti_torch_dtype_int64();
 
@@ -75,7 +78,10 @@ inline DType dtype_from_torch(int32_t code) {
   if (code == aoti_torch_dtype_bfloat16()) return DType::bf16;
   if (code == aoti_torch_dtype_float8_e4m3fn()) return DType::e4m3;
   if (code == aoti_torch_dtype_float8_e5m2()) return DType::e5m2;
+  if (code == aoti_torch_dtype_float8_e4m3fnuz()) return DType::e4m3fnuz;
+  if (code == aoti_torch_dtype_float8_e5m2fnuz()) return DType::e5m2fnuz;
   if (code == aoti_torch_dtype_uint8()) return DType::u8;
+  if (code == aoti_torch_dtype_int8()) return DType::i8;
   if (code == aoti_torch_dtype_int32()) return DType::i32;
   if (code == aoti_torch_dtype_int64()) return DType::i64;
   throw std::invalid_argument("a tensor has a dtype that these kernels do not serve");

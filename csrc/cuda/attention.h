@@ -26,7 +26,7 @@ struct LatentCall {
   const Tensor &q, &cache, &out;
   const std::optional<Tensor>& lse;
   const Tensor &cu_queries, &used_keys, &table;
-  int64_t most_queries, most_keys;  // of a sequence
+  int64_t most_queries;  // of a sequence
   double scale;
   bool causal;
   const std::optional<Tensor>& kv_scale;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "csrc/common/dtype.h"
+#include "csrc/cuda/divisor.h"
 
 namespace mainboard::cuda {
 
@@ -27,24 +28,6 @@ inline constexpr int kMostPieces = 16;  // of a deterministic tile
 inline constexpr int kLeastCluster = 3, kMostCluster = 4;  // log2 of the blocks of a cluster
 inline constexpr int kMostClusterBlocks = 1 << kMostCluster;
 inline constexpr int kManyPieces = 64;  // with more, a tile's pieces are joined in groups first
-
-// Division by a number that is known before the launch: for n below 2^31.
-struct Divisor {
-  uint32_t value = 1, multiplier = 0, shift = 0;
-
-  Divisor() = default;
-  explicit Divisor(uint32_t d) : value(d) {
-    while ((uint64_t{1} << shift) < d) ++shift;
-    multiplier =
-        static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
-  }
-#ifdef __CUDACC__
-  __device__ int divide(int n) const {
-    const uint32_t u = static_cast<uint32_t>(n);
-    return static_cast<int>((__umulhi(u, multiplier) + u) >> shift);
-  }
-#endif
-};
 
 // Where the rows of a cache are; strides in bytes. Dense keys are pages of one block.
 struct CacheRows {
@@ -113,8 +96,5 @@ struct DecodeKernel {
 
 // The kernel for `rows` rows in each sequence, or null.
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
-
-// The kernel for latent attention (keys of 576 columns, values of 512), or null.
-const DecodeKernel* find_latent(DType type);
 
 }  // namespace mainboard::cuda

@@ -1,4 +1,4 @@
-// The operators of torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
+// Attention in torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
 //
 // Lengths, slots and tables stay on the device and are trusted; everything that the host can see
 // is checked.
@@ -7,6 +7,7 @@
 #include "csrc/common/torch_abi.h"
 #include "csrc/cuda/attention.h"
 #include "csrc/cuda/cache.h"
+#include "csrc/cuda/runtime.h"
 
 namespace mainboard::cuda {
 namespace {
@@ -42,24 +43,6 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
           v_scale,   deterministic});
 }
 
-void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor key = in.tensor(), value = in.tensor();
-  const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
-  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
-  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-  write_to_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-}
-
-void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor out = in.tensor();
-  const auto out_lse = in.optional_tensor();
-  const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
-  check_merge(out, out_lse, a, a_lse, b, b_lse);
-  merge_states(out, out_lse, a, a_lse, b, b_lse);
-}
-
 void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const std::vector<Tensor> caches = in.tensors();
@@ -75,40 +58,28 @@ void swap_blocks(StableIValue* stack, uint64_t, uint64_t) {
   swap_pages(src, dst, pairs);
 }
 
-void concat_and_cache_mla(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor latent = in.tensor(), rotary = in.tensor(), cache = in.tensor();
-  const Tensor slots = in.tensor();
-  const auto scale = in.optional_tensor();
-  check_concat_and_cache_mla(latent, rotary, cache, slots, scale);
-  write_latent(latent, rotary, cache, slots, scale);
-}
-
 void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor q = in.tensor(), cache = in.tensor(), out = in.tensor();
   const auto lse = in.optional_tensor();
   const Tensor cu_queries = in.tensor(), used_keys = in.tensor(), table = in.tensor();
   const int64_t most_queries = in.integer();
-  const int64_t most_keys = in.integer();
+  in.integer();  // max_seqlen_k: the device knows the lengths
   const double scale = in.real();
   const bool causal = in.boolean();
   const auto kv_scale = in.optional_tensor();
   const bool deterministic = in.boolean();
   check_mla_decode(q, cache, out, lse, cu_queries, used_keys, table, kv_scale);
-  attend_latent({q, cache, out, lse, cu_queries, used_keys, table, most_queries, most_keys, scale,
-                 causal, kv_scale, deterministic});
+  attend_latent({q, cache, out, lse, cu_queries, used_keys, table, most_queries, scale, causal,
+                 kv_scale, deterministic});
 }
 
 const Implementations registered = [] {
-  Implementations library("CUDA", "mainboard_cuda");
+  Implementations library("CUDA", kNamespace);
   library.add("attention", attention)
-      .add("reshape_and_cache", reshape_and_cache)
-      .add("merge_attention_states", merge_attention_states)
       .add("copy_blocks", copy_blocks)
       .add("swap_blocks", swap_blocks)
-      .add("mla_decode", mla_decode)
-      .add("concat_and_cache_mla", concat_and_cache_mla);
+      .add("mla_decode", mla_decode);
   return library;
 }();
 

@@ -6,7 +6,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <tuple>
 #include <utility>
 
 namespace mainboard::cuda {
@@ -17,10 +16,10 @@ using GetStream = AOTITorchError (*)(int32_t device, void** stream);
 // The one function that only a torch built for CUDA has. Looked up rather than linked, so that the
 // library loads into any torch of its ABI.
 GetStream find_get_stream() {
-  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-  void* found = dlsym(torch_cuda ? torch_cuda : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
+  void* own = dlopen(kTorchLibrary, RTLD_NOW | RTLD_NOLOAD);
+  void* found = dlsym(own ? own : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
   if (found == nullptr) {
-    throw std::runtime_error("this torch is not built for CUDA: it has no current CUDA stream");
+    throw std::runtime_error("this torch is not built for this device: it has no current stream");
   }
   return reinterpret_cast<GetStream>(found);
 }
@@ -68,18 +67,6 @@ class Zeros {
   int64_t left_ = 0;
 };
 
-// More shared memory than every kernel may have is asked for, once for each kernel and device.
-void allow_shared_memory(const void* kernel, int bytes, int device) {
-  constexpr int kAlwaysAllowed = 48 << 10;
-  if (bytes <= kAlwaysAllowed) return;
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel, device}).second) return;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "cudaFuncSetAttribute");
-}
-
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
@@ -93,6 +80,17 @@ void check_cuda(cudaError_t error, const char* call) {
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(error));
 }
 
+void allow_shared_memory(const void* kernel, int bytes, int device) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return;
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!allowed.insert({kernel, device}).second) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "cudaFuncSetAttribute");
+}
+
 OnDevice::OnDevice(const Tensor& tensor) {
   static const GetStream get_stream = find_get_stream();
   check(aoti_torch_get_device_index(tensor.handle(), &index_), "get_device_index");
@@ -104,7 +102,7 @@ OnDevice::OnDevice(const Tensor& tensor) {
 }
 
 OnDevice::~OnDevice() {
-  if (before_ != index_) cudaSetDevice(before_);
+  if (before_ != index_) static_cast<void>(cudaSetDevice(before_));
 }
 
 int OnDevice::multiprocessors() const {
@@ -139,46 +137,20 @@ int* OnDevice::counters() const {
   return own;
 }
 
-void OnDevice::launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel, void** arguments,
-                      int cluster) const {
+void OnDevice::launch(dim3 grid, dim3 block, int shared_bytes, const void* kernel,
+                      void** arguments) const {
   allow_shared_memory(kernel, shared_bytes, index_);
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream_;
-  config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
-  check_cuda(cudaLaunchKernelExC(&config, kernel, arguments), "launch");
-}
-
-int OnDevice::clusters_at_once(int cluster, int threads, int shared_bytes,
-                               const void* kernel) const {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int>, int> known;
-  std::lock_guard<std::mutex> lock(mutex);
-  const auto [at, is_new] = known.try_emplace({kernel, index_, cluster}, 0);
-  if (!is_new) return at->second;
-  allow_shared_memory(kernel, shared_bytes, index_);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-             "cudaFuncSetAttribute");
-  cudaLaunchAttribute size;
-  size.id = cudaLaunchAttributeClusterDimension;
-  size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = static_cast<unsigned>(cluster);
-  config.blockDim = static_cast<unsigned>(threads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.attrs = &size;
+  config.attrs = &overlap;
   config.numAttrs = 1;
-  check_cuda(cudaOccupancyMaxActiveClusters(&at->second, kernel, &config),
-             "cudaOccupancyMaxActiveClusters");
-  return at->second;
+  check_cuda(cudaLaunchKernelExC(&config, kernel, arguments), "launch");
 }
 
 }  // namespace mainboard::cuda

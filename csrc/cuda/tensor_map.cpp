@@ -80,4 +80,16 @@ CUtensorMap map_keys(const Tensor& k, int rows) {
   return encode(k, k.size(d - 1), axes, 4);
 }
 
+CUtensorMap map_rows(const Tensor& q, int64_t distance, int rows) {
+  const Axis axes[] = {{q.size(0) * q.size(1), distance * size_of(q.dtype()), rows}, {1, 0, 1}};
+  return encode(q, q.size(2), axes, 3);
+}
+
+CUtensorMap map_latent(const Tensor& cache, int rows) {
+  const int64_t size = size_of(cache.dtype());
+  const Axis axes[] = {{cache.size(1), cache.stride(1) * size, rows},
+                       {cache.size(0), cache.stride(0) * size, 1}};
+  return encode(cache, cache.size(2), axes, 3);
+}
+
 }  // namespace mainboard::cuda

@@ -12,6 +12,7 @@ from mainboard.kernels import (
     reference,
     reshape_and_cache,
     swap_blocks,
+    warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
 from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
@@ -128,6 +129,60 @@ def test_graph_replays_with_other_lengths() -> None:
     expected, _ = case.expected(given)
     torch.testing.assert_close(out[:4].double(), expected[:4], rtol=2e-2, atol=2e-2)
     assert (out[4:] == 7.0).all()
+
+
+@pytest.mark.parametrize("queries", [1, 200])
+def test_compile_sees_through_the_triton_operators(queries: int) -> None:
+    """Under torch.compile, in one graph, they give what the operator gives."""
+    pytest.importorskip("triton")
+    from mainboard.kernels.triton import traced
+
+    assert "attention" in traced.OPERATORS
+    batch, length = 3, 1500
+    pages = torch.randn(2, batch * 94, 16, 2, 64, device="cuda", dtype=torch.float16)
+    q = torch.randn(batch * queries, 8, 64, device="cuda", dtype=torch.float16)
+    begins = torch.arange(batch + 1, device="cuda").int() * queries
+    used = torch.tensor([1500, 321, 200], device="cuda").int()
+    table = torch.randperm(batch * 94, device="cuda").int().view(batch, 94)
+
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        torch.ops.mainboard_triton.attention(
+            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, True, -1, -1,
+            0.0, None, None, None, None, False,
+        )  # fmt: skip
+        return out * 2
+
+    expected = 2 * attention(
+        q + 1, pages[0], pages[1], cu_seqlens_q=begins, seqused_k=used, block_table=table,
+        max_seqlen_q=queries, max_seqlen_k=length, softmax_scale=0.1,
+    )  # fmt: skip
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(q, *pages), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("queries", [1, 300])
+def test_a_warm_up_leaves_nothing_to_compile(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, calls of those sizes compile no Triton kernel, whatever their lengths."""
+    knobs = pytest.importorskip("triton").knobs
+    cache = torch.randn(2, 400, 16, 3, 64, device="cuda", dtype=torch.float16)
+    compiled: list[object] = []
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **event: compiled.append(event["fn"].name)
+    )
+    sizes = {"queries": [queries], "keys": [1400], "batches": [3]}
+    warm_up(cache[0], cache[1], heads=9, deterministic=False, softcap=17.0, **sizes)
+    before = list(compiled)
+    used = [1390, 700, 1]
+    out = attention(
+        torch.randn(3 * queries, 9, 64, device="cuda", dtype=torch.float16), cache[0], cache[1],
+        cu_seqlens_q=torch.arange(4, device="cuda").int() * queries,
+        seqused_k=torch.tensor(used, device="cuda").int(),
+        block_table=torch.arange(3 * 88, device="cuda").int().view(3, 88),
+        max_seqlen_q=queries, max_seqlen_k=1400, softcap=17.0,
+    )  # fmt: skip
+    assert out.isfinite().all()
+    assert compiled == before
 
 
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
