@@ -10,7 +10,7 @@ namespace mainboard::cuda {
 template <class S>
 class LatentJoin {
  public:
-  // `thread` of the computing warpgroups', which all call what follows together.
+  // `thread` of the summing warpgroups', which all call what follows together.
   __device__ LatentJoin(const LatentDecode& a, typename S::Control& control, int thread)
       : a_(a), control_(control), thread_(thread) {}
 
@@ -34,7 +34,7 @@ class LatentJoin {
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
   static constexpr int kGroupPieces = 16, kInFlight = 8;
 
-  __device__ static void sync() { named_barrier_sync(kWorkersBarrier, kThreads); }
+  __device__ static void sync() { named_barrier_sync(kSumsBarrier, kThreads); }
 
   // Whether this block was the last of `count`. Thread 0 speaks for all: the barrier before ordered
   // the other threads' writes.
