@@ -16,6 +16,8 @@ OPERATORS = (
     "attention",
     "reshape_and_cache",
     "merge_attention_states",
+    "copy_blocks",
+    "swap_blocks",
     "mla_decode",
     "concat_and_cache_mla",
 )

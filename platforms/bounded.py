@@ -17,13 +17,47 @@ from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DEFAULT_SECONDS", "Outcome", "ask", "time_limit"]
+__all__ = [
+    "DEFAULT_SECONDS",
+    "RUN",
+    "Outcome",
+    "ask",
+    "ask_ahead",
+    "leave_unasked",
+    "time_limit",
+]
 
 DEFAULT_SECONDS = 10.0
 """A driver that must first start eight devices takes a few seconds."""
 
 _BOUND = "MAINBOARD_PROBE_TIMEOUT"
 _LARGEST_ANSWER = 1 << 20
+
+# As a module, a script has its bytecode; from the end of the path, it hides nothing. The endings of
+# the interpreter, libraries and drivers are nobody's concern, take time, and may hang.
+RUN = """
+import os, sys
+folder, name = os.path.split(sys.argv[1])
+sys.path.append(folder)
+print(__import__(name.removesuffix(".py")).main(sys.argv[2:]), flush=True)
+os._exit(0)
+"""
+"""What the child runs: its arguments are the script and those of `main`."""
+
+
+# What was asked ahead, by script and arguments.
+_ahead: dict[tuple[str, ...], _Child] = {}
+
+
+def _after_fork_in_child() -> None:
+    """The answers are the parent's."""
+    for child in _ahead.values():
+        child.close()
+    _ahead.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Outcome(NamedTuple):
@@ -54,9 +88,39 @@ def time_limit() -> float:
 
 def ask(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
     """Run `script`, a Python file with a function `main(arguments) -> str`, for a bounded time."""
+    start = time.monotonic()
+    try:
+        child = _ahead.pop((script, *arguments), None) or _begin(script, arguments)
+    except OSError as error:
+        return Outcome(None, f"no child process could be started: {error}", _since(start))
+    if child is None:
+        return _ask_thread(script, arguments, seconds)
+    return child.outcome(start, seconds)
+
+
+def ask_ahead(script: str, arguments: Sequence[str]) -> None:
+    """Start asking in a child process, where that can be done, what `ask` is about to be asked."""
+    try:
+        child = _begin(script, arguments)
+    except OSError:  # `ask` will say so
+        return
+    if child is not None:
+        _ahead[script, *arguments] = child
+
+
+def leave_unasked() -> None:
+    """Give up what was asked ahead and then not wanted."""
+    for question in tuple(_ahead):
+        # Another thread may do the same.
+        if child := _ahead.pop(question, None):
+            child.leave()
+
+
+def _begin(script: str, arguments: Sequence[str]) -> _Child | None:
+    """The process that asks, or None where none can be started."""
     if hasattr(os, "posix_spawn") and _is_python(sys.executable) and os.path.isfile(script):
-        return _ask_child(script, arguments, seconds)
-    return _ask_thread(script, arguments, seconds)
+        return _Child(script, arguments)
+    return None
 
 
 def _is_python(executable: str | None) -> bool:
@@ -64,32 +128,53 @@ def _is_python(executable: str | None) -> bool:
     return bool(executable) and os.path.basename(executable or "").startswith(("python", "pypy"))
 
 
-def _ask_child(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
-    start = time.monotonic()
-    read_end, write_end = os.pipe()
-    try:
-        # -I -S: nothing of the user's environment or site can change or slow the question.
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", script, *arguments],
-            dict(os.environ),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, write_end, 1),
-                (os.POSIX_SPAWN_DUP2, write_end, 2),
-            ],
-        )
-    except OSError as error:
-        os.close(read_end)
-        return Outcome(None, f"no child process could be started: {error}", _since(start))
-    finally:
-        os.close(write_end)
-    try:
-        output, in_time = _read_all(read_end, start + seconds)
-    finally:
-        os.close(read_end)
-    problem = _end(pid, start + seconds) if in_time else _abandon(pid, seconds)
-    return Outcome(output if in_time else None, problem, _since(start))
+class _Child:
+    """A process that asks, and the pipe on which it answers.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, script: str, arguments: Sequence[str]) -> None:
+        # -I -S: nothing of the user's environment or site can change or slow the question. Nor
+        # can what it has to say about bytecode be read then, so it is passed on.
+        keep = ["-B"] if sys.dont_write_bytecode or sys.pycache_prefix else []
+        self._output, write_end = os.pipe()
+        try:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", *keep, "-c", RUN, script, *arguments],
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, write_end, 1),
+                    (os.POSIX_SPAWN_DUP2, write_end, 2),
+                ],
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(write_end)
+
+    def outcome(self, start: float, seconds: float) -> Outcome:
+        """What it answers until `seconds` after the start."""
+        try:
+            output, in_time = _read_all(self._output, start + seconds)
+        finally:
+            self.close()
+        pid = self._pid
+        problem = _end(pid, start + seconds) if in_time else _abandon(pid, seconds)
+        return Outcome(output if in_time else None, problem, _since(start))
+
+    def leave(self) -> None:
+        """Kill it."""
+        self.close()
+        _abandon(self._pid, 0)
+
+    def close(self) -> None:
+        """Listen no more."""
+        os.close(self._output)
 
 
 def _read_all(read_end: int, deadline: float) -> tuple[str, bool]:

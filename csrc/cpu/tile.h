@@ -12,9 +12,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 // A panel is up to kPanelVecs vectors of queries; kAccumulators and their operands fill the
 // registers.
-#if defined(__AMX_BF16__)
-constexpr int kPanelVecs = 2, kAccumulators = 16, kBlockRows = 384;
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
 constexpr int kPanelVecs = 3, kAccumulators = 24, kBlockRows = 192;
 #else
 constexpr int kPanelVecs = 3, kAccumulators = 12, kBlockRows = 192;

@@ -16,10 +16,10 @@ using GetStream = AOTITorchError (*)(int32_t device, void** stream);
 // The one function that only a torch built for CUDA has. Looked up rather than linked, so that the
 // library loads into any torch of its ABI.
 GetStream find_get_stream() {
-  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-  void* found = dlsym(torch_cuda ? torch_cuda : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
+  void* own = dlopen(kTorchLibrary, RTLD_NOW | RTLD_NOLOAD);
+  void* found = dlsym(own ? own : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
   if (found == nullptr) {
-    throw std::runtime_error("this torch is not built for CUDA: it has no current CUDA stream");
+    throw std::runtime_error("this torch is not built for this device: it has no current stream");
   }
   return reinterpret_cast<GetStream>(found);
 }
@@ -103,7 +103,7 @@ OnDevice::OnDevice(const Tensor& tensor) {
 }
 
 OnDevice::~OnDevice() {
-  if (before_ != index_) cudaSetDevice(before_);
+  if (before_ != index_) static_cast<void>(cudaSetDevice(before_));
 }
 
 int OnDevice::multiprocessors() const {

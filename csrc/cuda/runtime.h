@@ -1,7 +1,15 @@
 // The CUDA runtime as the operators use it: devices, streams, memory and launches.
 #pragma once
 
+#ifdef __HIP__
+#include "csrc/hip/cuda_names.h"
+#else
 #include <cuda_runtime_api.h>
+namespace mainboard::cuda {
+inline constexpr char kNamespace[] = "mainboard_cuda";  // of the operators, in torch.ops
+inline constexpr char kTorchLibrary[] = "libtorch_cuda.so";
+}  // namespace mainboard::cuda
+#endif
 
 #include <cstdint>
 

@@ -12,7 +12,6 @@ import pytest
 from mainboard.platforms import bounded
 
 ECHO = "import sys\ndef main(arguments): return '|'.join(arguments)\n"
-RUN = "if __name__ == '__main__': print(main(sys.argv[1:]))\n"
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_answer(script: Any, way: str) -> None:
     """The answer is what main returns for its arguments, blanks and all."""
-    outcome = bounded.ask(script(ECHO + RUN), ["a b", "c"], 30)
+    outcome = bounded.ask(script(ECHO), ["a b", "c"], 30)
     assert ("a b|c", None) == ((outcome.output or "").strip(), outcome.problem)
     assert outcome.milliseconds > 0
 
@@ -46,7 +45,7 @@ def test_no_answer_in_time(script: Any, way: str) -> None:
     """A call that hangs is given up after its bound."""
     start = time.monotonic()
     text = "import sys, time\ndef main(arguments): time.sleep(60)\n"
-    outcome = bounded.ask(script(text + RUN), [], 0.3)
+    outcome = bounded.ask(script(text), [], 0.3)
     assert time.monotonic() - start < 5
     assert outcome.output is None
     assert "no answer within 0.3 s" in (outcome.problem or "")
@@ -55,7 +54,7 @@ def test_no_answer_in_time(script: Any, way: str) -> None:
 def test_failure_is_told(script: Any, way: str) -> None:
     """What the question dies of is in the outcome."""
     text = "import sys\ndef main(arguments): raise OSError('driver in flames')\n"
-    outcome = bounded.ask(script(text + RUN), [], 30)
+    outcome = bounded.ask(script(text), [], 30)
     told = f"{outcome.output} {outcome.problem}"
     assert "OSError: driver in flames" in told
     assert outcome.problem
@@ -86,7 +85,7 @@ def test_child_that_closes_its_output_and_hangs(script: Any) -> None:
 def test_large_answer(script: Any) -> None:
     """An answer larger than a pipe holds arrives whole."""
     text = "import sys\ndef main(arguments): return 'x' * 300000\n"
-    assert 300000 == len((bounded.ask(script(text + RUN), [], 30).output or "").strip())
+    assert 300000 == len((bounded.ask(script(text), [], 30).output or "").strip())
 
 
 def test_child_is_alone(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ def test_child_is_alone(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     path = elsewhere / "question.py"
-    path.write_text(text + RUN)
+    path.write_text(text)
     outcome = bounded.ask(str(path), [], 30)
     assert ["/somewhere", False] == json.loads(outcome.output or "")
 
@@ -124,3 +123,27 @@ def test_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounded.DEFAULT_SECONDS == bounded.time_limit()
     monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "2.5")
     assert 2.5 == bounded.time_limit()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kept"),
+    [
+        ("dont_write_bytecode", False, True),
+        ("dont_write_bytecode", True, False),
+        ("pycache_prefix", "/elsewhere", False),
+    ],
+)
+def test_bytecode(
+    script: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    setting: str,
+    value: Any,
+    kept: bool,
+) -> None:
+    """The child keeps its script's bytecode where this process would keep it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, setting, value)
+    assert "" == (bounded.ask(script(ECHO), [], 30).output or "x").strip()
+    assert kept == (tmp_path / "__pycache__").exists()
