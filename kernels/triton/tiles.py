@@ -74,7 +74,13 @@ _HOPPER = _table(
     }
 )
 # Its matrix unit keeps operands in shared memory that Hopper's takes from registers.
-_BLACKWELL = _table({**_HOPPER, ("latent", 512): Tile(32, 32, 8, 2, per_unit=1)})
+_BLACKWELL = _table(
+    {
+        **_HOPPER,
+        ("prefill", 64): Tile(128, 64, 8, 3),
+        ("latent", 512): Tile(32, 32, 8, 2, per_unit=1),
+    }
+)
 _AMPERE = _table(
     {
         ("prefill", 64): Tile(128, 64, 4, 3),
