@@ -42,7 +42,7 @@ def test_recorded_table_has_every_kernel_as_it_is_and_no_spill() -> None:
     from mainboard.kernels.triton.aot import CASES, tile_of
 
     rows = re.findall(
-        r"^\| (\S+) \| ([^|]+) \| ([^|]+) \| \d+ \| \d+ \| (\d+) \|$",
+        r"^\| ((?:sm|gfx)\w+) \| ([^|]+) \| ([^|]+) \| \d+ \| \d+ \| (\d+) \|$",
         TABLE.read_text(),
         re.MULTILINE,
     )
