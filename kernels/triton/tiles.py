@@ -113,7 +113,7 @@ _TURING = _table(
         ("decode", 64): Tile(32, 32, 4, 1),
         ("decode", 128): Tile(32, 32, 4, 1),
         ("decode", 256): Tile(16, 16, 4, 1),
-        ("latent", 512): Tile(16, 16, 8, 1, per_unit=1),
+        ("latent", 512): Tile(16, 16, 8, 1, slice=128, per_unit=1),
     }
 )
 _CDNA = _table(
