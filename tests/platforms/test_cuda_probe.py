@@ -139,28 +139,6 @@ def test_torch_that_says_nothing(machines: Any, damage: str) -> None:
     assert str(version) in verdict.reason
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_devices_are_started_at_once(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
-    """All of several, whichever fails; where no thread may be started, each when it is asked."""
-    touched = []
-
-    class Nvml:
-        def device(self, number: int) -> None:
-            touched.append(number)
-            if number == 1:
-                raise nvml_inventory.NvmlError(15, "lost")
-
-    def refused(*arguments: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    if not allowed:
-        monkeypatch.setattr(nvml_inventory, "start_new_thread", refused)
-    nvml: Any = Nvml()
-    nvml_inventory._start(nvml, range(1))
-    nvml_inventory._start(nvml, range(4))
-    assert sorted(touched) == ([0, 1, 2, 3] if allowed else [])
-
-
 @pytest.mark.parametrize("denied", [["dev/nvidiactl"], ["dev/nvidia0", "dev/nvidia1"]])
 def test_permission(machines: Any, denied: list[str]) -> None:
     """A user who may not use the nodes is told which ones."""
