@@ -32,7 +32,7 @@ __all__ = ["Config", "InitVar", "Record", "configuration", "field"]
 _lock = RLock()
 
 
-@dataclass_transform()
+@dataclass_transform(field_specifiers=(field,))
 def configuration(cls: type[Any]) -> Any:
     """Decorate a configuration: its annotations become fields, as `dataclass` makes them."""
     marks = {name: value for name, value in vars(cls).items() if type(value) is field}

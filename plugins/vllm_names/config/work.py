@@ -1,9 +1,15 @@
 """Configuration of work: how much at a time, on which devices, by whom."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mainboard.plugins.vllm_names import current_platform
-from mainboard.plugins.vllm_names.records import Config, InitVar, configuration, field
+from mainboard.plugins.vllm_names.records import Config, configuration, field
+
+# Pyright knows it by where it is imported from.
+if TYPE_CHECKING:
+    from dataclasses import InitVar
+else:
+    from mainboard.plugins.vllm_names.records import InitVar
 
 __all__ = [
     "DeviceConfig",
