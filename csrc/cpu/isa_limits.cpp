@@ -63,17 +63,26 @@ static double multiply_tiles() {
 }
 #endif
 
+#if defined(__AMX_BF16__)
+using SoftmaxExponential = Exp2<4>;
+#else
+struct SoftmaxExponential {
+  Vec operator()(Vec x) const { return exp_nonpositive(x); }
+};
+#endif
+
 static double exponentials() {
   constexpr int kScores = 2048, kRounds = 16;  // as in the softmax: from and to the nearest cache
   float scores[kScores];
   for (int i = 0; i < kScores; ++i) scores[i] = -0.01f * static_cast<float>(i);
+  const SoftmaxExponential exponential;
   Vec sum = zero();
   for (int round = 0; round < kRounds; ++round) {
     for (int i = 0; i < kScores; i += 4 * kLanes) {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         float* score = scores + i + j * kLanes;
-        const Vec e = exp_nonpositive(load(score));
+        const Vec e = exponential(load(score));
         sum = sum + e;
         store(score, zero() - e);
       }
@@ -89,13 +98,6 @@ static void map(const float* from, float* to, int64_t n, Function function) {
   for (; i + kLanes <= n; i += kLanes) store(to + i, function(load(from + i)));
   const int left = static_cast<int>(n - i);
   if (left > 0) store_partial(to + i, function(load_partial(from + i, left)), left);
-}
-
-static void exp_of(const float* from, float* to, int64_t n) {
-  map(from, to, n, [](Vec x) { return exp_nonpositive(x); });
-}
-static void tanh_of(const float* from, float* to, int64_t n) {
-  map(from, to, n, [](Vec x) { return tanh(x); });
 }
 
 extern const Limits limits;
