@@ -100,15 +100,28 @@ static void map(const float* from, float* to, int64_t n, Function function) {
   if (left > 0) store_partial(to + i, function(load_partial(from + i, left)), left);
 }
 
+static void exp_of(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](Vec v) { return exp_nonpositive(v); });
+}
+static void tanh_of(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](Vec v) { return tanh(v); });
+}
+#if defined(__AMX_BF16__)
+static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
+static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
+#endif
+
 extern const Limits limits;
 const Limits limits = {
-    read,           multiply_add,
+    read,
+    multiply_add,
 #if defined(__AMX_BF16__)
     multiply_tiles,
+    exponentials,
+    {{"exp", exp_of}, {"tanh", tanh_of}, {"exp2", exp2_of}, {"short exp2", short_exp2_of}, {}},
 #else
-    nullptr,
+    nullptr, exponentials, {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif
-    exponentials,   exp_of,       tanh_of,
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -133,7 +133,7 @@ def check_powers(path: str | None) -> None:
     x = torch.cat([-grid(2.0**-40, 126.0), torch.zeros(1), grid(2.0**-40, 120.0)])
     want = torch.exp2(x.double())
     assert relative_error(mapped("amx", "short exp2", x, path), want) <= 2.8e-6
-    assert relative_error(mapped("amx", "exp2", x, path), want) <= 1.3e-7
+    assert relative_error(mapped("amx", "exp2", x, path), want) <= 1.6e-7
     # Subnormal results are as exact as their format, or zero.
     small = -grid(126.0, 160.0)
     for name in ("exp2", "short exp2"):
@@ -154,7 +154,13 @@ def test_powers_of_two_are_within_their_bounds(isa: str) -> None:
 @pytest.mark.slow
 def test_powers_of_two_are_within_their_bounds_emulated(emulated_library: Path) -> None:
     """The same in the library with emulated tiles: the polynomials themselves are not emulated."""
-    check_powers(str(emulated_library))
+    # In a process of its own: loading the library puts its kernels in place of the installed ones.
+    code = f"from test_cpu_functions import check_powers; check_powers({str(emulated_library)!r})"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environ
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.multiprocess
