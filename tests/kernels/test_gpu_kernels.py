@@ -15,7 +15,7 @@ from mainboard.kernels import (
     warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
-from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+from mainboard.testing.attention_cases import AttentionCase, assert_close, check_case, draw_case
 from mainboard.testing.attention_list import REQUIRED
 
 pytestmark = [
@@ -53,6 +53,21 @@ def test_drawn_case(seed: int) -> None:
 def test_larger_case(case: AttentionCase) -> None:
     """Shapes that take several tiles and shares of the keys agree with the float64 reference."""
     check_case(case, "cuda")
+
+
+@pytest.mark.parametrize("bound", [1200, 1 << 20])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_short_call_under_any_bound(head_dim: int, bound: int) -> None:
+    """How long sequences could be changes who joins their parts, not what comes out."""
+    case = AttentionCase(
+        (1, 4, 0, 1), (1200, 37, 5, 640), 8, 2, head_dim, dtype=torch.bfloat16, page_size=16
+    )
+    given = case.inputs("cuda")
+    options = given.options | {"max_seqlen_k": bound}
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **options)
+    expected, expected_lse = case.expected(given)
+    assert_close(out, expected, case, extra=2.0**-8 * case.weighed_magnitude(given))
+    assert_close(lse, expected_lse, case, "lse")
 
 
 def test_softcap_of_huge_scores() -> None:
@@ -221,6 +236,22 @@ def test_merge_is_the_references(dtype: torch.dtype, dim: int) -> None:
     reference.merge_attention_states(want, want_lse, a, a_lse, b, b_lse)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
+
+
+@pytest.mark.parametrize("wider", [0, 1, 8])
+def test_latent_queries_lie_in_any_order(wider: int) -> None:
+    """Heads outside tokens, and rows that do not begin at multiples of 16 bytes."""
+    q = torch.randn(6, 16, 576 + wider, device="cuda").bfloat16()[..., :576]
+    cache = torch.randn(9, 64, 576, device="cuda").bfloat16()
+    options = {
+        "cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32, device="cuda"),
+        "seqused_k": torch.tensor([300, 64], dtype=torch.int32, device="cuda"),
+        "block_table": torch.randperm(9, device="cuda").int()[None].repeat(2, 1),
+        "max_seqlen_q": 4, "max_seqlen_k": 300, "softmax_scale": 0.07,
+    }  # fmt: skip
+    want = mla_decode(q.contiguous(), cache, **options)
+    for layout in (q, q.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert torch.equal(mla_decode(layout, cache, **options), want)
 
 
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
