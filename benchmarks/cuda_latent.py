@@ -197,6 +197,20 @@ def check_far() -> int:
     return failures
 
 
+def check_layouts() -> int:
+    """Queries with heads outside tokens, and rows off 16 bytes; returns how many are wrong."""
+    (call,) = draw(Row(3, 700, 24, queries=2), 1)
+    operator()(*call)
+    failures, first, q = 0, call[2].clone(), call[0]
+    wider = torch.cat([q, q[..., :1]], dim=-1)
+    for layout in (q.transpose(0, 1).contiguous().transpose(0, 1), wider[..., :ROW]):
+        call[2].fill_(torch.nan)
+        operator()(layout, *call[1:])
+        failures += not torch.equal(first, call[2])
+    print(f"queries in other layouts: {failures} wrong", flush=True)
+    return failures
+
+
 def repeat(times: int) -> int:
     """Call the same `times` times; returns how many gave other bits than the first."""
     others = torch.zeros((), dtype=torch.int64, device="cuda")
@@ -294,7 +308,7 @@ def main() -> None:
     if options.check:
         failures = check(options.reduced)
         if not options.reduced:
-            failures += check_graph() + check_far()
+            failures += check_graph() + check_far() + check_layouts()
     if options.repeat:
         failures += repeat(options.repeat)
     if options.time:

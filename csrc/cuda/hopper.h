@@ -123,11 +123,15 @@ __device__ inline void store_zeros(uint32_t to) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
 }
 
-// Stores four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
-// i / 8.
-__device__ inline void store_matrices(uint32_t row, const uint32_t* from) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
-               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+__device__ inline void store_four(uint32_t to, const uint32_t* from) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(from[0]), "r"(from[1]),
+               "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+__device__ inline void load_four(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
                : "memory");
 }
 

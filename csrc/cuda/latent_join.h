@@ -10,7 +10,7 @@ namespace mainboard::cuda {
 template <class S>
 class LatentJoin {
  public:
-  // `thread` of the computing warpgroups', which all call what follows together.
+  // `thread` of the summing warpgroups', which all call what follows together.
   __device__ LatentJoin(const LatentDecode& a, typename S::Control& control, int thread)
       : a_(a), control_(control), thread_(thread) {}
 
@@ -32,9 +32,9 @@ class LatentJoin {
  private:
   static constexpr int kThreads = kGroupThreads * S::groups;
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
-  static constexpr int kGroupPieces = 16, kInFlight = 8;
+  static constexpr int kGroupPieces = 16;
 
-  __device__ static void sync() { named_barrier_sync(kWorkersBarrier, kThreads); }
+  __device__ static void sync() { named_barrier_sync(kSumsBarrier, kThreads); }
 
   // Whether this block was the last of `count`. Thread 0 speaks for all: the barrier before ordered
   // the other threads' writes.
@@ -59,16 +59,15 @@ class LatentJoin {
   // in the slot of the first. Joined statistics lie behind those of the pieces.
   __device__ void gather(const LatentSegment& s, int first, int step, int count, bool whole) const {
     if (count <= 2) {
-      gather_by<2>(s, first, step, count, whole);
+      gather_by<2, 6>(s, first, step, count, whole);
     } else {
-      gather_by<kInFlight>(s, first, step, count, whole);
+      gather_by<8, 1>(s, first, step, count, whole);
     }
   }
-  // A thread reads `pieces` of as many quads at once as it has registers for.
-  template <int pieces>
+  // A thread reads `pieces` of `kAtOnce` quads at once.
+  template <int pieces, int kAtOnce>
   __device__ void gather_by(const LatentSegment& s, int first, int step, int count,
                             bool whole) const {
-    constexpr int kAtOnce = kInFlight / pieces;
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
     const float4* sums = reinterpret_cast<const float4*>(a_.workspace.sums);
     const int rows = min(S::rows, s.queries * static_cast<int>(a_.heads.value) - s.row);

@@ -1,31 +1,32 @@
 // Latent attention (MLA) over few queries: one key head of 576 columns, whose first 512 are the
 // values too, so that every row is read once.
 //
-// A block holds 64 rows of queries x heads and two stages of 64 keys. Two warpgroups compute and a
-// warp copies; they meet at barriers in shared memory only. The idea of two warpgroups that have
-// half of the columns each and make the weights in turn is FlashMLA's.
+// A block holds 64 rows of queries x heads and two stages of 64 keys. One warpgroup makes weights
+// of queries and keys; two sum the values, half of the columns each, which no single one has the
+// registers for; one warp copies. They meet at barriers in shared memory only: so the matrix units
+// have a unit's values to multiply while the next one's keys are on their way.
 #pragma once
 
 #include "csrc/cuda/latent_load.h"
-#include "csrc/cuda/latent_work.h"
+#include "csrc/cuda/latent_score.h"
+#include "csrc/cuda/latent_sum.h"
 
 namespace mainboard::cuda {
 
 template <class S>
 __device__ void init_latent_barriers(typename S::Control& control) {
-  constexpr int kGroupWarps = kGroupThreads / 32, kWarps = kGroupWarps * S::groups;
   barrier_init(&control.q_full, 1);
-  barrier_init(&control.q_empty, kWarps);
+  barrier_init(&control.q_empty, S::score_warps);
   for (int i = 0; i < S::stages; ++i) {
     for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
-    for (uint64_t& empty : control.empty[i]) barrier_init(&empty, kWarps);
-    barrier_init(&control.rotary_empty[i], kGroupWarps);
-    barrier_init(&control.weights_full[i], kGroupThreads);
-    barrier_init(&control.weights_empty[i], kGroupWarps);
+    for (uint64_t& empty : control.empty[i]) barrier_init(&empty, S::sum_warps);
+    for (uint64_t& full : control.weights_full[i]) barrier_init(&full, kGroupThreads);
+    barrier_init(&control.rotary_empty[i], S::score_warps);
+    barrier_init(&control.weights_empty[i], S::sum_warps);
   }
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
-    barrier_init(&control.segment_empty[i], kWarps);
+    barrier_init(&control.segment_empty[i], S::score_warps + S::sum_warps);
   }
   barrier_init_fence();
 }
@@ -45,9 +46,12 @@ __global__ void __launch_bounds__(S::threads, 1)
   __syncthreads();
   let_next_grid_start();
   wait_for_previous_grid();
-  if (group < S::groups) {
-    take_registers<S::work_registers>();
-    Worker<S>(a, shared, control, group).run();
+  if (group == 0) {
+    give_registers<S::score_registers>();
+    Scorer<S>(a, shared, control).run();
+  } else if (group <= S::groups) {
+    take_registers<S::sum_registers>();
+    Summer<S>(a, shared, control, group - 1).run();
   } else {
     give_registers<S::copy_registers>();
     if (threadIdx.x % kGroupThreads < 32) Copier<S>(a, shared, control).run();

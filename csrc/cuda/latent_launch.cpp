@@ -1,6 +1,7 @@
 // From a call's tensors to a launch of the latent decode kernel.
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/attention.h"
@@ -24,25 +25,53 @@ int abreast_for(int64_t tiles) {
   return best;
 }
 
-// The elements between two heads' rows if all tokens' heads follow one another at that distance.
-int64_t row_stride(const Tensor& q) {
-  const int64_t tokens = q.size(0), heads = q.size(1);
-  if (heads == 1) return q.stride(0);
-  const bool in_a_row = tokens == 1 || q.stride(0) == heads * q.stride(1);
-  require(in_a_row, "q's tokens do not follow one another at the distance of its heads");
-  return q.stride(1);
-}
+// Queries whose rows, of all heads of all tokens, follow one another at one distance and begin at
+// multiples of 16 bytes, as the copy engine needs them: the caller's, or else a copy.
+class Queries {
+ public:
+  Queries(const Tensor& q, const OnDevice& device)
+      : data_(q.data<void>()), token_(q.stride(0)), head_(q.stride(1)) {
+    const int64_t tokens = q.size(0), heads = q.size(1);
+    if (heads == 1) head_ = token_;
+    if (tokens == 1) token_ = heads * head_;
+    if (!can_map(q) || token_ != heads * head_) copy(q, device);
+  }
+
+  void describe(const Tensor& q, LatentDecode* a) const {
+    a->q = data_;
+    a->q_token = token_;
+    a->q_head = head_;
+    a->queries = map_rows(data_, q.dtype(), q.size(0) * q.size(1), kKeyDim, head_, kLatentRows);
+  }
+
+ private:
+  void copy(const Tensor& q, const OnDevice& device) {
+    const int64_t size = size_of(q.dtype()), tokens = q.size(0), heads = q.size(1);
+    const int64_t row = kKeyDim * size;
+    copy_ = device.allocate(tokens * heads * row / static_cast<int64_t>(sizeof(float)));
+    char* to = reinterpret_cast<char*>(copy_->data<float>());
+    for (int64_t head = 0; head < heads; ++head) {
+      const char* from = q.data<const char>() + head * q.stride(1) * size;
+      check_cuda(cudaMemcpy2DAsync(to + head * row, heads * row, from, q.stride(0) * size, row,
+                                   tokens, cudaMemcpyDeviceToDevice, device.stream()),
+                 "cudaMemcpy2DAsync");
+    }
+    data_ = to;
+    head_ = kKeyDim;
+    token_ = heads * head_;
+  }
+
+  const void* data_;
+  int64_t token_, head_;  // strides
+  std::optional<Tensor> copy_;
+};
 
 LatentDecode describe(const LatentCall& call) {
   LatentDecode a = {};
   const int box = std::gcd(static_cast<int>(call.cache.size(1)), kLatentPartKeys);
   while (1 << a.log_box < box) ++a.log_box;
-  a.queries = map_rows(call.q, row_stride(call.q), kLatentRows);
   a.cache = map_latent(call.cache, box);
-  a.q = call.q.data<void>();
   a.out = call.out.data<void>();
-  a.q_token = call.q.stride(0);
-  a.q_head = call.q.stride(1);
   a.out_token = call.out.stride(0);
   a.out_head = call.out.stride(1);
   if (call.lse) {
@@ -95,13 +124,15 @@ void attend_latent(const LatentCall& call) {
   require(kernel != nullptr && call.cache.dtype() == call.q.dtype() && call.q.size(2) == kKeyDim &&
               call.out.size(2) == kValueDim,
           "this dtype or these dimensions are not compiled");
-  require(can_map(call.q) && can_map(call.cache) && can_map(call.out),
-          "q's, kv_cache's or out's rows do not begin at multiples of 16 bytes");
+  require(can_map(call.cache) && can_map(call.out),
+          "kv_cache's or out's rows do not begin at multiples of 16 bytes");
+  const OnDevice device(call.q);
+  const Queries queries(call.q, device);
   LatentDecode a = describe(call);
+  queries.describe(call.q, &a);
   const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads.value;
   a.abreast = abreast_for((rows + kLatentRows - 1) / kLatentRows);
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, kLatentRows));
-  const OnDevice device(call.q);
   const int grid = device.multiprocessors() / a.abreast * a.abreast;
   const Tensor workspace = lay_out(&a, device, grid, tokens);
   void* arguments[] = {&a};

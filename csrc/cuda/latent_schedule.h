@@ -75,8 +75,12 @@ class LatentWalker {
   }
 
  private:
-  static constexpr int kCutCost = 6;     // positions: about what it costs to cut a tile
-  static constexpr int kLeastShare = 2;  // positions: fewer cost more to join than they save
+  static constexpr int kCutCost = 6;  // positions: about what it costs to cut a tile
+#ifndef LEAST_SHARE
+#define LEAST_SHARE 2
+#endif
+  static constexpr int kLeastShare =
+      LEAST_SHARE;  // positions: fewer cost more to join than they save
 
   // One sequence's lengths and what follows from them.
   struct Sequence {
@@ -92,7 +96,7 @@ class LatentWalker {
     s.keys = a_.used_keys[index];
     s.units = max(1, ceil_div(s.keys, unit_keys));
     s.bands = ceil_div(s.queries * static_cast<int>(a_.heads.value), kLatentRows * a_.abreast);
-    constexpr int kLeastUnits = 512 / unit_keys;
+    constexpr int kLeastUnits = 1024 / unit_keys;
     s.piece_units = a_.fixed_pieces ? max(kLeastUnits, ceil_div(s.units, kMostPieces)) : 1;
     s.positions = ceil_div(s.units, s.piece_units);
     return s;

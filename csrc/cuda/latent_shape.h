@@ -15,24 +15,27 @@ struct Latent {
   static constexpr int unit_keys = 64;
   static constexpr int stages = 2;
   static constexpr int part_keys = kLatentPartKeys, parts = unit_keys / part_keys;
-  static constexpr int groups = 2;  // that compute
+  static constexpr int groups = 2;  // that sum
   static constexpr int group_columns = dim / groups;
-  static constexpr int threads = kGroupThreads * (groups + 1);
-  static constexpr int work_registers = 232, copy_registers = 40;
+  static constexpr int threads = kGroupThreads * (1 + groups + 1);
+  static constexpr int score_warps = 4, sum_warps = 4 * groups;
+  // In all what the warpgroups have at the start, 128 each.
+  static constexpr int score_registers = 104, sum_registers = 176, copy_registers = 56;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
   static constexpr int rotary = value_panels;  // the panel behind the values
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
-  // In shared memory: the queries but for the last panel, which the warpgroups hold in registers;
-  // the stages of keys; the weights of each stage's keys; then this.
+  // In shared memory: the queries but for the last panel, which the scoring warpgroup holds in
+  // registers; the stages of keys; the weights of each stage's keys; then this.
   struct Control {
     uint64_t q_full, q_empty;
     uint64_t full[stages][panels], rotary_empty[stages], empty[stages][parts];
-    uint64_t weights_full[stages], weights_empty[stages];
+    uint64_t weights_full[stages][parts], weights_empty[stages];
     uint64_t segment_full[2], segment_empty[2];
     LatentSegment segments[2];
-    float4 handed[stages][rows];  // factor for the sums before, reference, and at the end total
+    float shrink[stages][rows];       // what a unit makes of the sums before it
+    float2 statistics[stages][rows];  // at a segment's end: reference and total
     bool is_last;
   };
   static constexpr int keys_at = value_panels * panel_bytes;
@@ -43,7 +46,7 @@ struct Latent {
 };
 
 // Named barriers; 0 is __syncthreads's.
-inline constexpr int kWorkersBarrier = 1, kTailBarriers = 2;
+inline constexpr int kSumsBarrier = 1, kTailBarriers = 2;
 
 // What sums are multiplied by, and the row's log-sum-exp: of a row whose weights, relative to
 // `reference`, add up to `total`.
@@ -66,11 +69,41 @@ __device__ inline void release_warp(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
+// Where a thread's weights of 16 keys are, for it to hand over or to take.
+template <class S>
+__device__ uint32_t weights_of(uint32_t shared, int stage, int step) {
+  return shared + S::weights_at + stage * S::panel_bytes + step * kGroupThreads * 16 +
+         threadIdx.x % kGroupThreads * 16;
+}
+
 // Where the unit of a block's `count` is in the ring, and its phase's parity.
 template <class S>
 struct LatentTurn {
   int stage, parity;
   __device__ explicit LatentTurn(int count) : stage(count & 1), parity(count >> 1 & 1) {}
+};
+
+// Takes the block's segments one after another; all warps of the block see the same.
+template <class S>
+class SegmentReader {
+ public:
+  __device__ explicit SegmentReader(typename S::Control& control) : control_(control) {}
+
+  // Waits for the next segment; null at the end. It stays until `release`.
+  __device__ const LatentSegment* next() {
+    barrier_wait(&control_.segment_full[number_ % 2], number_ / 2 % 2);
+    const LatentSegment* s = &control_.segments[number_ % 2];
+    return s->pieces == 0 ? nullptr : s;
+  }
+  __device__ void release() {
+    release_warp(&control_.segment_empty[number_ % 2]);
+    ++number_;
+  }
+  __device__ int number() const { return number_; }
+
+ private:
+  typename S::Control& control_;
+  int number_ = 0;
 };
 
 }  // namespace mainboard::cuda

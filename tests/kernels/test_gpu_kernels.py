@@ -238,6 +238,22 @@ def test_merge_is_the_references(dtype: torch.dtype, dim: int) -> None:
     torch.testing.assert_close(lse, want_lse)
 
 
+@pytest.mark.parametrize("wider", [0, 1, 8])
+def test_latent_queries_lie_in_any_order(wider: int) -> None:
+    """Heads outside tokens, and rows that do not begin at multiples of 16 bytes."""
+    q = torch.randn(6, 16, 576 + wider, device="cuda").bfloat16()[..., :576]
+    cache = torch.randn(9, 64, 576, device="cuda").bfloat16()
+    options = {
+        "cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32, device="cuda"),
+        "seqused_k": torch.tensor([300, 64], dtype=torch.int32, device="cuda"),
+        "block_table": torch.randperm(9, device="cuda").int()[None].repeat(2, 1),
+        "max_seqlen_q": 4, "max_seqlen_k": 300, "softmax_scale": 0.07,
+    }  # fmt: skip
+    want = mla_decode(q.contiguous(), cache, **options)
+    for layout in (q, q.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert torch.equal(mla_decode(layout, cache, **options), want)
+
+
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
 @pytest.mark.parametrize("heads", [1, 16, 40, 128])
 def test_latent_attention(heads: int, cache_dtype: torch.dtype | None) -> None:
