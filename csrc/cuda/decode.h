@@ -73,6 +73,7 @@ struct Decode {
   int k_scale_stride, v_scale_stride;
   int slot_rows;     // rows that a partial result has room for
   int fixed_pieces;  // 1: cut each sequence by its own length alone
+  int rows_above = 0, rows_up_to = INT32_MAX;  // sequences of others are another launch's
   Workspace workspace;
 };
 

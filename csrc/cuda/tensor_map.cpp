@@ -27,10 +27,11 @@ decltype(&cuTensorMapEncodeTiled) find_encode() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-CUtensorMap encode(const Tensor& tensor, int64_t columns, const Axis* axes, uint32_t rank) {
+CUtensorMap encode(const Tensor& tensor, int64_t columns, const Axis* axes, uint32_t rank,
+                   int box_columns = kBoxColumns) {
   static const auto encode_tiled = find_encode();
   cuuint64_t sizes[4] = {static_cast<cuuint64_t>(columns)}, strides[3] = {};
-  cuuint32_t box[4] = {64}, steps[4] = {1, 1, 1, 1};
+  cuuint32_t box[4] = {static_cast<cuuint32_t>(box_columns)}, steps[4] = {1, 1, 1, 1};
   for (uint32_t i = 0; i + 1 < rank; ++i) {
     // A tensor without elements is never read, but must have a size; where there is one element,
     // torch gives any stride.
@@ -38,12 +39,15 @@ CUtensorMap encode(const Tensor& tensor, int64_t columns, const Axis* axes, uint
     strides[i] = static_cast<cuuint64_t>(axes[i].size > 1 ? axes[i].stride_bytes : kAlignment);
     box[i + 1] = static_cast<cuuint32_t>(axes[i].box);
   }
-  const auto type = tensor.dtype() == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const bool bytes = size_of(tensor.dtype()) == 1;
+  const auto type = bytes                           ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                    : tensor.dtype() == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                    : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   CUtensorMap map;
   const CUresult error =
       encode_tiled(&map, type, rank, tensor.data<void>(), sizes, strides, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   bytes ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     throw std::runtime_error("the driver refused a tensor map: error " + std::to_string(error));
@@ -71,13 +75,13 @@ CUtensorMap map_queries(const Tensor& q, int heads, int rows) {
   return encode(q, q.size(2), axes, 3);
 }
 
-CUtensorMap map_keys(const Tensor& k, int rows) {
+CUtensorMap map_keys(const Tensor& k, int rows, int columns) {
   const int64_t size = size_of(k.dtype()), d = k.dim();
   const Axis head = {k.size(d - 2), k.stride(d - 2) * size, 1};
   const Axis row = {k.size(d - 3), k.stride(d - 3) * size, rows};
   const Axis page = d == 4 ? Axis{k.size(0), k.stride(0) * size, 1} : Axis{1, 0, 1};
   const Axis axes[] = {head, row, page};
-  return encode(k, k.size(d - 1), axes, 4);
+  return encode(k, k.size(d - 1), axes, 4, columns);
 }
 
 }  // namespace mainboard::cuda
