@@ -6,26 +6,22 @@ call; on a GPU `mainboard.kernels.gpu_dispatch` asks here once for each configur
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 
 from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels import library
 from mainboard.kernels.library import KernelLevel
-from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
+from mainboard.kernels.validate import BYTE_DTYPES, FNUZ_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
 
-__all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations", "matrix"]
+__all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations"]
 
 # What torch calls the devices of NVIDIA and of AMD alike.
 GPU = "cuda"
 
 FEATURES = ("window", "softcap", "alibi", "sinks")
-
-# What the CPU's compiled library has; the reference serves the others.
-_ON_CPU = ("attention", "reshape_and_cache", "merge_attention_states")
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def _operator_reasons(request: Request) -> list[str]:
     if request.dtype not in QUERY_DTYPES:
         reasons.append(f"dtype {_short(request.dtype)} is not served")
     cache = request.cache_dtype
-    if cache not in (None, request.dtype, *FP8_DTYPES, *FNUZ_DTYPES):
+    if cache not in (None, request.dtype, *BYTE_DTYPES, *FNUZ_DTYPES):
         assert cache is not None
         reasons.append(f"a {_short(cache)} cache under {_short(request.dtype)} queries")
     if request.page_size is not None and request.page_size % PAGE_MULTIPLE:
@@ -87,20 +83,23 @@ def _operator_reasons(request: Request) -> list[str]:
     return reasons
 
 
-def _compiled_reasons(request: Request) -> list[str]:
-    """What no compiled library has."""
+def _without_fnuz(request: Request) -> list[str]:
+    """What the libraries for devices other than AMD's do not have."""
     reasons = _operator_reasons(request)
     if request.cache_dtype in FNUZ_DTYPES:
         reasons.append(f"a {_short(request.cache_dtype)} cache is not compiled in")
     return reasons
 
 
+def _no_int8(request: Request) -> list[str]:
+    """What no kernel of a GPU has."""
+    return ["an int8 cache is for the CPU"] if request.cache_dtype is torch.int8 else []
+
+
 def _compiled_cpu(request: Request) -> list[str]:
     if request.device != "cpu":
         return [f"runs on cpu, not on {request.device}"]
-    reasons = _compiled_reasons(request)
-    if request.operator not in _ON_CPU:
-        reasons.append(f"has no {request.operator}")
+    reasons = _without_fnuz(request)
     found = library.loaded("cpu")
     return reasons if found.loaded else [*reasons, found.reason]
 
@@ -111,7 +110,9 @@ def _own(module: str, request: Request) -> list[str]:
     return reasons
 
 
-def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
+def _compiled_gpu(
+    name: str, every_kernel: Callable[[Request], list[str]]
+) -> Callable[[Request], list[str]]:
     """The predicate of a GPU's compiled library, which is a module beside its operators."""
 
     def refuses(request: Request) -> list[str]:
@@ -120,7 +121,8 @@ def _compiled_gpu(name: str) -> Callable[[Request], list[str]]:
         found = library.loaded(name)
         if not found.loaded:
             return [found.reason]
-        return _compiled_reasons(request) + _own(f"{name}_support", request)
+        own = _own(f"{name}_support", request)
+        return every_kernel(request) + _no_int8(request) + own
 
     return refuses
 
@@ -133,7 +135,7 @@ def _triton(request: Request) -> list[str]:
     why = library.why_no_triton()
     if why is not None:
         return [why]
-    return _operator_reasons(request) + _own("triton.support", request)
+    return _operator_reasons(request) + _no_int8(request) + _own("triton.support", request)
 
 
 def _unless_forced(
@@ -152,9 +154,9 @@ def _unless_forced(
 
 def _known() -> Iterator[tuple[str, KernelLevel, Callable[[Request], list[str]]]]:
     yield "compiled CPU", KernelLevel.COMPILED, _compiled_cpu
-    for name in ("cuda", "hip"):
-        if find_spec(f"mainboard.kernels.{name}_support") is not None:
-            yield f"compiled {name.upper()}", KernelLevel.COMPILED, _compiled_gpu(name)
+    for name, every_kernel in (("cuda", _without_fnuz), ("hip", _operator_reasons)):
+        refuses = _compiled_gpu(name, every_kernel)
+        yield f"compiled {name.upper()}", KernelLevel.COMPILED, refuses
     yield "Triton", KernelLevel.TRITON, _triton
     yield "PyTorch reference", KernelLevel.REFERENCE, _operator_reasons
 
@@ -181,33 +183,3 @@ def choose(request: Request, candidates: Sequence[Implementation] | None = None)
         rejected[implementation.name] = reasons
     why = [f"{name}: {reason}" for name, reasons in rejected.items() for reason in reasons]
     raise UnsupportedConfigurationError(f"no kernel serves {request}", why)
-
-
-def _attention_cases(base: Request) -> dict[str, Request]:
-    cases = {"dense": base, "paged": replace(base, page_size=16)}
-    for fp8 in FP8_DTYPES:
-        cases[f"{_short(fp8)} cache"] = replace(base, page_size=16, cache_dtype=fp8)
-    for feature in FEATURES:
-        cases[feature] = replace(base, page_size=16, features=frozenset({feature}))
-    return cases
-
-
-def matrix(device: str) -> list[dict[str, str]]:
-    """The support matrix of one device: a row for each dtype, cache and feature."""
-    base = Request(device=device)
-    latent = replace(base, head_dim=576, value_dim=512, page_size=64)
-    rows = []
-    for operator, cases in {
-        "attention": _attention_cases(base),
-        "reshape_and_cache": {"any": base},
-        "merge_attention_states": {"any": base},
-        "mla_decode": {"any": latent},
-        "concat_and_cache_mla": {"any": latent},
-    }.items():
-        for name, request in cases.items():
-            row = {"operator": operator, "case": name}
-            for dtype in QUERY_DTYPES:
-                asked = replace(request, operator=operator, dtype=dtype)
-                row[_short(dtype)] = choose(asked).implementation.name
-            rows.append(row)
-    return rows

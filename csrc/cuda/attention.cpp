@@ -1,9 +1,10 @@
-// From a call's tensors to a launch of the decode kernel.
+// From a call's tensors to launches of the decode and prefill kernels.
 #include "csrc/cuda/attention.h"
 
 #include <algorithm>
 
 #include "csrc/common/arguments.h"
+#include "csrc/cuda/clusters.h"
 #include "csrc/cuda/decode.h"
 #include "csrc/cuda/prefill_launch.h"
 #include "csrc/cuda/runtime.h"
@@ -59,6 +60,7 @@ Decode describe(const AttentionCall& call) {
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
+  a.table_columns = call.table ? static_cast<int>(call.table->size(1)) : 0;
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
@@ -80,8 +82,7 @@ Decode describe(const AttentionCall& call) {
 
 // More pieces than there can be: each sequence's last tile may be partly full.
 int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
-  const int64_t tiles =
-      a.sequences + (a.rows_up_to <= rows ? 0 : tokens * a.group.value / rows);
+  const int64_t tiles = a.sequences + (a.rows_up_to <= rows ? 0 : tokens * a.group.value / rows);
   return tiles * a.kv_heads * kMostPieces;
 }
 
@@ -106,20 +107,37 @@ Tensor lay_out(Decode* a, const OnDevice& device, int grid, int64_t tokens, int6
   return memory;
 }
 
+// log2 of the blocks in a cluster, if each tile there can be may have a cluster of its own and that
+// pays for sequences as long as they can be: a grid in clusters is slower at what it does
+// otherwise.
+int cluster_for(const Decode& a, const DecodeKernel& kernel, const OnDevice& device,
+                int64_t most_keys) {
+  constexpr int64_t kLongest = 1 << 20;  // no cluster pays for so many
+  if (!kernel.joins_in_cluster || a.fixed_pieces) return 0;
+  const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
+  const int64_t longest = (std::min(most_keys, kLongest) + kernel.unit_keys - 1) / kernel.unit_keys;
+  for (int log = kMostCluster; log >= kLeastCluster; --log) {
+    if (tiles << log > device.multiprocessors() * kernel.blocks_per_multiprocessor) continue;
+    const int blocks = clusters_at_once(device, kernel, 1 << log) << log;
+    if (clusters_pay(tiles * longest, tiles, static_cast<int>(longest), blocks, log)) return log;
+  }
+  return 0;
+}
+
 // Queues a call whose sequences bring at most `rows` rows for each key head.
 void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
-         int64_t dim) {
-  const int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+         int64_t dim, int64_t most_keys) {
+  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+  a.cluster = cluster_for(a, kernel, device, most_keys);
+  if (a.cluster > 0) {
+    grid = clusters_at_once(device, kernel, 1 << a.cluster) << a.cluster;
+  }
   const int tile_rows = kernel.row_tiles * kTileRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
   const Tensor workspace = lay_out(&a, device, grid, tokens, dim, tile_rows);
   void* arguments[] = {&a};
-  device.launch(grid, kernel.threads, kernel.shared_bytes, kernel.function, arguments);
+  launch_in_clusters(device, kernel, grid, 1 << a.cluster, arguments);
 }
-
-}  // namespace
-
-namespace {
 
 int64_t group_of(const AttentionCall& call) {
   return call.q.size(1) / call.k.size(call.k.dim() - 2);
@@ -140,23 +158,23 @@ bool decode_serves(const AttentionCall& call) {
          is_multiple(call.k, 16) && is_multiple(call.v, 16);
 }
 
-// Queues the sequences that have more than `above` and at most `rows` rows.
-void attend_decode(const AttentionCall& call, int64_t above, int64_t rows) {
+// Queues the sequences with more than `above` and up to `up_to` rows, by the kernel for `rows`.
+void attend_decode(const AttentionCall& call, int64_t rows, int above = 0, int up_to = INT32_MAX) {
   Decode a = describe(call);
-  a.rows_above = static_cast<int>(above);
-  a.rows_up_to = static_cast<int>(std::min<int64_t>(rows, INT32_MAX));
-  run(a, *decode_kernel(call, rows), OnDevice(call.q), call.q.size(0), rows, call.q.size(2));
+  a.rows_above = above;
+  a.rows_up_to = up_to;
+  run(a, *decode_kernel(call, rows), OnDevice(call.q), call.q.size(0), rows, call.q.size(2),
+      call.most_keys);
 }
 
-// The same for every sequence with at most `rows` rows, each by the kernel that it has alone.
-void attend_decode_alike(const AttentionCall& call, int64_t rows) {
-  int64_t above = 0;
-  for (int64_t up_to = kTileRows; above < rows; up_to *= 2) {
-    const bool last = up_to >= std::min<int64_t>(rows, kDecodeRows);
-    attend_decode(call, above, last ? rows : up_to);
-    if (last) return;
-    above = up_to;
+// The same for all sequences up to `up_to` rows, each by the kernel that it has alone.
+void attend_decode_alike(const AttentionCall& call, int64_t rows, int up_to = INT32_MAX) {
+  int above = 0;
+  for (int tile = kTileRows; tile < rows && tile < kDecodeRows; tile *= 2) {
+    attend_decode(call, tile, above, tile);
+    above = tile;
   }
+  attend_decode(call, rows, above, up_to);
 }
 
 // Whether a batch with long sequences is likely to have short ones too, by what the host knows: how
@@ -178,42 +196,13 @@ void attend(const AttentionCall& call) {
     // Short sequences have a kernel of their own, which each kernel leaves to the other on the
     // device. Without it they would not have the bits that they have alone.
     const bool split = decode && (call.deterministic || is_mixed(call, group));
-    if (split && call.deterministic) attend_decode_alike(call, kDecodeRows);
-    if (split && !call.deterministic) attend_decode(call, 0, kDecodeRows);
+    if (split && call.deterministic) attend_decode_alike(call, kDecodeRows, kDecodeRows);
+    if (split && !call.deterministic) attend_decode(call, kDecodeRows, 0, kDecodeRows);
     return attend_prefill(call, split ? kDecodeRows : 0);
   }
   require(decode_kernel(call, rows) != nullptr, "these dtypes or head dimensions are not compiled");
   if (call.deterministic) return attend_decode_alike(call, rows);
-  attend_decode(call, 0, rows);
-}
-
-void attend_latent(const LatentCall& call) {
-  const int64_t tokens = call.q.size(0), dim = call.out.size(2);
-  if (tokens == 0 || call.cu_queries.size(0) == 1) return;
-  const DecodeKernel* kernel = find_latent(call.q.dtype());
-  require(kernel != nullptr && call.cache.dtype() == call.q.dtype() &&
-              call.q.size(2) == kernel->head_dim && dim == 512,
-          "this dtype or these dimensions are not compiled");
-  require(is_multiple(call.q, 16) && is_multiple(call.cache, 16) && is_multiple(call.out, 8),
-          "q's, kv_cache's or out's rows are not aligned");
-  Decode a = {};
-  describe_queries(call.q, call.out, call.lse, call.cu_queries, &a);
-  const int64_t size = size_of(call.cache.dtype()), token = call.cache.stride(1) * size;
-  require(token < INT32_MAX, "kv_cache has too long a stride");
-  a.k = {call.cache.data<const char>(), call.cache.stride(0) * size, 0, static_cast<int>(token)};
-  a.table = call.table.data<const int>();
-  a.table_row = call.table.stride(0);
-  a.page_blocks = Divisor(static_cast<uint32_t>(call.cache.size(1) / kBlockKeys));
-  a.used_keys = call.used_keys.data<const int>();
-  a.kv_heads = 1;
-  a.group = Divisor(static_cast<uint32_t>(a.heads));
-  a.scale_log2 = static_cast<float>(call.scale * kLog2E);
-  a.left = kUnbounded;
-  a.right = call.causal ? 0 : kUnbounded;
-  a.k_scale = a.v_scale = pointer<float>(call.kv_scale);
-  a.fixed_pieces = call.deterministic;
-  const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads;
-  run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
+  attend_decode(call, rows);
 }
 
 }  // namespace mainboard::cuda

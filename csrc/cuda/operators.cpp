@@ -1,11 +1,13 @@
-// The operators of torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
+// Attention in torch.ops.mainboard_cuda: the schemas of torch.ops.mainboard, for Hopper.
 //
 // Lengths, slots and tables stay on the device and are trusted; everything that the host can see
 // is checked.
 #include "csrc/common/arguments.h"
+#include "csrc/common/blocks.h"
 #include "csrc/common/torch_abi.h"
 #include "csrc/cuda/attention.h"
 #include "csrc/cuda/cache.h"
+#include "csrc/cuda/runtime.h"
 
 namespace mainboard::cuda {
 namespace {
@@ -18,7 +20,7 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const auto cu_keys = in.optional_tensor(), used_keys = in.optional_tensor();
   const auto table = in.optional_tensor();
   const int64_t most_queries = in.integer();
-  in.integer();  // max_seqlen_k: the device knows the lengths
+  const int64_t most_keys = in.integer();
   const double scale = in.real();
   const bool causal = in.boolean();
   const int64_t left = in.integer(), right = in.integer();
@@ -29,35 +31,31 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
   check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
                           k_scale, v_scale);
-  attend({q, k, v, out, lse, cu_queries, cu_keys, used_keys, table, most_queries, scale, left,
-          causal ? 0 : right, softcap, slopes, sinks, k_scale, v_scale, deterministic});
+  attend({q,         k,
+          v,         out,
+          lse,       cu_queries,
+          cu_keys,   used_keys,
+          table,     most_queries,
+          most_keys, scale,
+          left,      causal ? 0 : right,
+          softcap,   slopes,
+          sinks,     k_scale,
+          v_scale,   deterministic});
 }
 
-void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
+void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  const Tensor key = in.tensor(), value = in.tensor();
-  const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
-  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
-  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-  write_to_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
+  const std::vector<Tensor> caches = in.tensors();
+  const Tensor pairs = in.tensor();
+  check_copy_blocks(caches, pairs);
+  copy_pages_of(caches, pairs);
 }
 
-void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
+void swap_blocks(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  const Tensor out = in.tensor();
-  const auto out_lse = in.optional_tensor();
-  const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
-  check_merge(out, out_lse, a, a_lse, b, b_lse);
-  merge_states(out, out_lse, a, a_lse, b, b_lse);
-}
-
-void concat_and_cache_mla(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor latent = in.tensor(), rotary = in.tensor(), cache = in.tensor();
-  const Tensor slots = in.tensor();
-  const auto scale = in.optional_tensor();
-  check_concat_and_cache_mla(latent, rotary, cache, slots, scale);
-  write_latent(latent, rotary, cache, slots, scale);
+  const Tensor src = in.tensor(), dst = in.tensor(), pairs = in.tensor();
+  check_swap_blocks(src, dst, pairs);
+  swap_pages(src, dst, pairs);
 }
 
 void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
@@ -77,12 +75,11 @@ void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 const Implementations registered = [] {
-  Implementations library("CUDA", "mainboard_cuda");
+  Implementations library("CUDA", kNamespace);
   library.add("attention", attention)
-      .add("reshape_and_cache", reshape_and_cache)
-      .add("merge_attention_states", merge_attention_states)
-      .add("mla_decode", mla_decode)
-      .add("concat_and_cache_mla", concat_and_cache_mla);
+      .add("copy_blocks", copy_blocks)
+      .add("swap_blocks", swap_blocks)
+      .add("mla_decode", mla_decode);
   return library;
 }();
 

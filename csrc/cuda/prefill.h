@@ -27,9 +27,9 @@ struct Prefill {
   int pack_multiplier;  // times a row of a tile, over 2^16, is the row over `pack`
   int value_dim;
   float scale;
-  bool bf16;                         // the queries and the output, where keys are fp8
-  bool cache_e5m2;                   // or e4m3
-  const float *k_scale, *v_scale;    // of fp8 keys and values; may be null
+  bool bf16;                           // the queries and the output, where keys are fp8
+  bool cache_e5m2;                     // or e4m3
+  const float *k_scale, *v_scale;      // of fp8 keys and values; may be null
   int k_scale_stride, v_scale_stride;  // from one key head to the next
   int left, right;
   float softcap;

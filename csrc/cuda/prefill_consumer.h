@@ -119,8 +119,8 @@ class Consumer {
     }
   }
 
-  __device__ void first_block(const Tile& t, Softmax<T, S::transforms>& softmax,
-                              const Common& all, int key) {
+  __device__ void first_block(const Tile& t, Softmax<T, S::transforms>& softmax, const Common& all,
+                              int key) {
     const Turn<S::stages> at(count_);
     release(&control_->k_empty[at.stage]);
     if (t.blocks == 1) release_queries();
@@ -175,9 +175,8 @@ class Consumer {
   }
   // The same beside those of the block before, while that one's values are summed. The branches
   // wait each for itself, because ptxas would move one wait to before the exponentials.
-  __device__ void doubled_step(const Tile& t, Softmax<T, S::transforms>& softmax,
-                               const Common& all, int key, int block,
-                               const uint32_t (&last)[S::keys / 4],
+  __device__ void doubled_step(const Tile& t, Softmax<T, S::transforms>& softmax, const Common& all,
+                               int key, int block, const uint32_t (&last)[S::keys / 4],
                                uint32_t (&made)[S::keys / 4]) {
     multiply<S::keys>(t, all, key, block, last);
     if (softmax.template try_weigh<S::keys>(scores_, made)) {
@@ -233,7 +232,7 @@ class Consumer {
   __device__ void multiply_keys(int stage) {
 #pragma unroll
     for (float& x : scores_) x = 0.0f;  // costs nothing, and says that the last ones are done with
-    auto& scores = reinterpret_cast<float(&)[n / 2]>(scores_);
+    auto& scores = reinterpret_cast<float (&)[n / 2]>(scores_);
     const uint64_t q = operand_of_rows(queries_);
     const uint64_t k = operand_of_rows(shared_ + S::k_at + stage * S::k_bytes);
 #pragma unroll
@@ -251,9 +250,8 @@ class Consumer {
     const uint64_t v = operand_of_columns(shared_ + S::v_at + stage * S::v_bytes, S::panel);
 #pragma unroll
     for (int step = 0; step < n / 16; ++step) {
-      Product<T, S::value_dim>::columns(sums_, weights + 4 * step,
-                                        advanced(v, step * 16 * kPanelRowBytes),
-                                        step > 0 ? 1 : add);
+      Product<T, S::value_dim>::columns(
+          sums_, weights + 4 * step, advanced(v, step * 16 * kPanelRowBytes), step > 0 ? 1 : add);
     }
     commit_products();
   }

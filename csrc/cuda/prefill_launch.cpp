@@ -24,8 +24,7 @@ int64_t value_dim(const AttentionCall& call) { return call.v.size(call.v.dim() -
 const PrefillKernel* find(const AttentionCall& call) {
   // The others take the largest score before they scale, which must not turn it round.
   const bool transforms = call.softcap > 0.0 || call.slopes || !(call.scale > 0.0);
-  return find_prefill(call.q.dtype(), call.k.dtype(), call.q.size(2), value_dim(call),
-                      transforms);
+  return find_prefill(call.q.dtype(), call.k.dtype(), call.q.size(2), value_dim(call), transforms);
 }
 
 // How many heads of one key head lie side by side in a tile: all, or one.
@@ -92,8 +91,8 @@ const PrefillKernel* find_prefill(DType query, DType cache, int64_t head_dim, in
 }
 
 bool prefill_serves(const AttentionCall& call) {
-  return find(call) != nullptr && can_map(call.q) &&
-         can_map(call.k) && can_map(call.v) && can_map(call.out);
+  return find(call) != nullptr && can_map(call.q) && can_map(call.k) && can_map(call.v) &&
+         can_map(call.out);
 }
 
 void attend_prefill(const AttentionCall& call, int skip_rows) {

@@ -21,8 +21,8 @@ struct PrefillShape {
   static constexpr bool transforms = kTransforms, fp8 = kFp8;
   static constexpr int groups = dim == 64 ? 3 : 2;  // warpgroups that compute
   static constexpr int rows = 64 * groups;
-  static constexpr int keys = dim <= 128        ? 128
-                              : fp8             ? (dim <= 192 ? 80 : 64)
+  static constexpr int keys = dim <= 128         ? 128
+                              : fp8              ? (dim <= 192 ? 80 : 64)
                               : value_dim <= 192 ? 112
                                                  : 80;
   // Blocks have `keys` keys, but a tile's last has a multiple of the grain: each multiple has code

@@ -105,8 +105,8 @@ class Softmax {
   }
 
  private:
-  static constexpr float kNothing = -3e38f;      // the base before any key was seen
-  static constexpr float kMostBehind = 8.0f;     // of the base
+  static constexpr float kNothing = -3e38f;     // the base before any key was seen
+  static constexpr float kMostBehind = 8.0f;    // of the base
   static constexpr float kMostTotal = 8192.0f;  // of a thread's weights; some is 2^8 then
 
   // Row r's weights, and their total in this thread.

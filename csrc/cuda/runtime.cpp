@@ -16,10 +16,10 @@ using GetStream = AOTITorchError (*)(int32_t device, void** stream);
 // The one function that only a torch built for CUDA has. Looked up rather than linked, so that the
 // library loads into any torch of its ABI.
 GetStream find_get_stream() {
-  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-  void* found = dlsym(torch_cuda ? torch_cuda : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
+  void* own = dlopen(kTorchLibrary, RTLD_NOW | RTLD_NOLOAD);
+  void* found = dlsym(own ? own : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
   if (found == nullptr) {
-    throw std::runtime_error("this torch is not built for CUDA: it has no current CUDA stream");
+    throw std::runtime_error("this torch is not built for this device: it has no current stream");
   }
   return reinterpret_cast<GetStream>(found);
 }
@@ -67,18 +67,6 @@ class Zeros {
   int64_t left_ = 0;
 };
 
-// More shared memory than every kernel may have is asked for, once for each kernel and device.
-void allow_shared_memory(const void* kernel, int bytes, int device) {
-  constexpr int kAlwaysAllowed = 48 << 10;
-  if (bytes <= kAlwaysAllowed) return;
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel, device}).second) return;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "cudaFuncSetAttribute");
-}
-
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
@@ -92,6 +80,17 @@ void check_cuda(cudaError_t error, const char* call) {
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(error));
 }
 
+void allow_shared_memory(const void* kernel, int bytes, int device) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return;
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!allowed.insert({kernel, device}).second) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "cudaFuncSetAttribute");
+}
+
 OnDevice::OnDevice(const Tensor& tensor) {
   static const GetStream get_stream = find_get_stream();
   check(aoti_torch_get_device_index(tensor.handle(), &index_), "get_device_index");
@@ -103,7 +102,7 @@ OnDevice::OnDevice(const Tensor& tensor) {
 }
 
 OnDevice::~OnDevice() {
-  if (before_ != index_) cudaSetDevice(before_);
+  if (before_ != index_) static_cast<void>(cudaSetDevice(before_));
 }
 
 int OnDevice::multiprocessors() const {

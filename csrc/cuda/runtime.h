@@ -1,7 +1,15 @@
 // The CUDA runtime as the operators use it: devices, streams, memory and launches.
 #pragma once
 
+#ifdef __HIP__
+#include "csrc/hip/cuda_names.h"
+#else
 #include <cuda_runtime_api.h>
+namespace mainboard::cuda {
+inline constexpr char kNamespace[] = "mainboard_cuda";  // of the operators, in torch.ops
+inline constexpr char kTorchLibrary[] = "libtorch_cuda.so";
+}  // namespace mainboard::cuda
+#endif
 
 #include <cstdint>
 
@@ -18,6 +26,9 @@ AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const
 namespace mainboard::cuda {
 
 void check_cuda(cudaError_t error, const char* call);
+
+// More shared memory than every kernel may have is asked for, once for each kernel and device.
+void allow_shared_memory(const void* kernel, int bytes, int device);
 
 // Makes a tensor's device current, with torch's current stream on it, for as long as it lives.
 class OnDevice {

@@ -20,10 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mainboard.kernels.triton import attend, plan
+from mainboard.kernels.triton import plan
 from mainboard.kernels.triton.launch import Launch, as_is
+from mainboard.kernels.triton.works import Work, attention_work, describe, latent_work
 
-__all__ = ["CASES", "Resources", "compile_case", "gpu_target"]
+__all__ = ["CASES", "Resources", "compile_case", "gpu_target", "tile_of"]
 
 _TYPES = {
     torch.float32: "fp32",
@@ -68,7 +69,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def _attention(dim: int, dtype: torch.dtype, cache: torch.dtype, page: int, queries: int) -> tuple[
-    attend.Work, tuple[Any, ...]
+    Work, tuple[Any, ...]
 ]:  # fmt: skip
     """The work of a batch of 8 sequences, causal, four heads to a key head, and its tensors."""
     batch, heads, kv_heads, keys = 8, 32, 8, 4096
@@ -78,14 +79,12 @@ def _attention(dim: int, dtype: torch.dtype, cache: torch.dtype, page: int, quer
     lengths = _empty(batch, dtype=torch.int32)
     table = _empty(batch, keys // page, dtype=torch.int32) if page else None
     scale = _empty(1, dtype=torch.float32) if cache != dtype else None
-    work = attend._attention_work(
+    work = attention_work(
         q, k, v, q, None, batch, table, queries, keys, dim**-0.5, -1, 0, 0.0, scale, scale, False,
         as_is,
     )  # fmt: skip
     assert work is not None
-    descriptors: list[Any] = [None, None]
-    if work.described:
-        descriptors = [TensorDescriptor(k, *how) for how in work.described]
+    descriptors = describe(work, (k, v))
     if work.as_bytes:
         k, v = k.view(torch.uint8), v.view(torch.uint8)
     part = None if work.combine is None else _empty(1, dtype=torch.float32)
@@ -109,16 +108,17 @@ def _attention(dim: int, dtype: torch.dtype, cache: torch.dtype, page: int, quer
     return work, tensors
 
 
-def _latent(dtype: torch.dtype) -> tuple[attend.Work, tuple[Any, ...]]:
+def _latent(dtype: torch.dtype) -> tuple[Work, tuple[Any, ...]]:
     batch, heads, page, keys = 8, 64, 64, 4096
     q = _empty(batch, heads, 576, dtype=dtype)
     cache = _empty(batch * keys // page, page, 576, dtype=dtype)
     table, lengths = (_empty(batch, keys // page, dtype=torch.int32) for _ in range(2))
     out = _empty(batch, heads, 512, dtype=dtype)
-    work = attend._latent_work(q, cache, out, None, batch, table, 1, keys, 0.07, True, False)
+    work = latent_work(q, cache, out, None, batch, table, 1, keys, 0.07, True, False, as_is)
     assert work is not None
     part = None if work.combine is None else _empty(1, dtype=torch.float32)
-    return work, (q, cache, out, None, part, part, lengths, lengths, table, None)
+    descriptors = describe(work, (cache,))
+    return work, (q, cache, out, None, part, part, *descriptors, lengths, lengths, table, None)
 
 
 def _launch(case: str, architecture: str) -> tuple[Launch, tuple[Any, ...]]:
@@ -205,10 +205,22 @@ def compile_case(case: str, architecture: str) -> Resources:
     registers, spilled = (
         _nvidia(made.asm["cubin"]) if "cubin" in made.asm else _amd(made.asm["amdgcn"])
     )
+    tile = _tile(launch, tensors)
+    return Resources(architecture, case, tile, registers, int(made.metadata.shared), spilled)
+
+
+def tile_of(case: str, architecture: str) -> str:
+    """How one of `CASES` is cut up on an architecture, as `compile_case` says it."""
+    with plan.pretending(architecture):
+        return _tile(*_launch(case, architecture))
+
+
+def _tile(launch: Launch, tensors: tuple[Any, ...]) -> str:
     names = (parameter.name for parameter in launch.kernel.params)
     constants = dict(zip(names, (*tensors, *launch.numbers), strict=True))
     sizes = [
         constants[n] for n in ("BLOCK_M", "BLOCK_N", "SPLITS_PAD", "BLOCK_D") if n in constants
     ]
-    tile = "x".join(map(str, sizes)) + f", {options['num_warps']} warps"
-    return Resources(architecture, case, tile, registers, int(made.metadata.shared), spilled)
+    stages = launch.options.get("num_stages")
+    name = "x".join(map(str, sizes)) + f", {launch.options['num_warps']} warps"
+    return name + (f", {stages} stages" if stages else "")

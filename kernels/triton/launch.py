@@ -5,14 +5,16 @@ device. A `Launch` is made for one configuration, goes through Triton once, and 
 addresses to the function that Triton compiled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
+from triton import knobs
+from triton.runtime.driver import driver
 
 from mainboard.kernels.library import interpreted
 
-__all__ = ["Launch", "Prepared", "Wrap", "address", "as_is", "meta"]
+__all__ = ["Launch", "Prepared", "Wrap", "as_is", "glance"]
 
 Wrap = Callable[[Any], Any]
 """What makes a kernel launchable: itself, or under torch.compile `torch.library.wrap_triton`."""
@@ -26,14 +28,32 @@ def as_is(kernel: Any) -> Any:
     return kernel
 
 
-def meta(x: Tensor | None) -> Any:
-    """What a check or a launch sees of a tensor, without its address."""
-    return None if x is None else (x.dtype, x.shape, x.stride(), x.device)
+def glance(tensors: Sequence[Tensor | None], *values: Any) -> tuple[Any, list[int | None]]:
+    """What tells one configuration from another, and the tensors' addresses.
+
+    All that a check or a launch sees of a tensor is in it: everything but the address, and of that
+    the lowest bits, on which loads depend, where one is set. `values` are in it as they are.
+    """
+    seen = list(values)
+    at: list[int | None] = []
+    low = 0
+    for x in tensors:
+        if x is None:
+            seen.append(None)
+            at.append(None)
+        else:
+            begin = x.data_ptr()
+            low |= begin
+            at.append(begin)
+            seen += x.dtype, x.shape, x.stride(), x.get_device()
+    if low & 15:
+        seen.append(tuple(begin and begin & 15 for begin in at))
+    return tuple(seen), at
 
 
-def address(x: Tensor | None) -> int | None:
-    """Where a tensor's elements begin."""
-    return None if x is None else x.data_ptr()
+def _silent(hook: Any) -> bool:
+    """Whether nobody listens to launches, such as a profiler does."""
+    return hook is None or getattr(hook, "calls", hook) == []
 
 
 class Launch:
@@ -58,16 +78,28 @@ class Launch:
         self.options = options
         self._grid = (*grid, 1, 1)[:3]
         self._compiled: Any = None
+        self._handle: tuple[Any, ...] = ()
 
     def first(self, *tensors: Any, wrap: Wrap = as_is) -> None:
         """Launch through Triton, which compiles the kernel if it must."""
         compiled = wrap(self.kernel)[self._grid](*tensors, *self.numbers, **self.options)
         if wrap is as_is and not interpreted():
             self._compiled = compiled
+            self._handle = compiled.function, compiled.packed_metadata, None, None, None
 
-    def again(self, *addresses: Any) -> None:
-        """Launch on tensors that have the properties of the first ones, given by address."""
-        self._compiled[self._grid](*addresses, *self.numbers)
+    def again(self, index: int, *addresses: Any) -> None:
+        """Launch on tensors that have the properties of the first ones, given by address.
+
+        Args:
+            index: the device's.
+            addresses: of the tensors.
+        """
+        listening = knobs.runtime
+        if _silent(listening.launch_enter_hook) and _silent(listening.launch_exit_hook):
+            stream = driver.active.get_current_stream(index)
+            self._compiled.run(*self._grid, stream, *self._handle, *addresses, *self.numbers)
+        else:
+            self._compiled[self._grid](*addresses, *self.numbers)
 
 
 class Prepared(Generic[_T]):

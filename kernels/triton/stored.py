@@ -14,10 +14,11 @@ _BITS = {
     torch.float8_e4m3fnuz: Stored.E4M3FNUZ,
     torch.float8_e5m2fnuz: Stored.E5M2FNUZ,
 }
-# Architectures whose conversions from these formats are instructions.
+# Architectures whose conversions from these formats are instructions. gfx1201 has them too, but
+# Triton 3.6 cannot compile them behind loads with 32-bit offsets.
 _CAST = {
-    torch.float8_e4m3fn: ("sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx950", "gfx1201"),
-    torch.float8_e5m2: ("sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx950", "gfx1201"),
+    torch.float8_e4m3fn: ("sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx950"),
+    torch.float8_e5m2: ("sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx950"),
     torch.float8_e4m3fnuz: ("gfx942",),
     torch.float8_e5m2fnuz: ("gfx942",),
 }

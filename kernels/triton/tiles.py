@@ -31,7 +31,10 @@ class Tile:
         block_n: keys of one step.
         num_warps: of 32 threads, or 64 on AMD's CDNA.
         num_stages: steps whose loads are under way.
-        described: load whole blocks of dense keys by descriptor (the bulk copy engine).
+        described: load whole blocks by descriptor (the bulk copy engine), where they lie so.
+        scattered_stages: as `num_stages`, where each row of a block has an address of its own, found
+            in the page table; its loads need twice the time. 0: the same.
+        slice: columns that latent attention multiplies at a time; 0: all.
         per_unit: programs that one compute unit holds at a time; for counting splits.
         options: what else the architecture's compiler is told.
     """
@@ -41,13 +44,15 @@ class Tile:
     num_warps: int = 4
     num_stages: int = 2
     described: bool = False
+    scattered_stages: int = 0
+    slice: int = 0
     per_unit: int = 2
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    @property
-    def launch(self) -> dict[str, Any]:
+    def launch(self, scattered: bool) -> dict[str, Any]:
         """The keyword arguments of a launch."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **self.options}
+        stages = (scattered and self.scattered_stages) or self.num_stages
+        return {"num_warps": self.num_warps, "num_stages": stages, **self.options}
 
 
 Table = Mapping[tuple[str, int], Tile]
@@ -60,7 +65,7 @@ def _table(rows: dict[tuple[str, int], Tile]) -> Table:
 _HOPPER = _table(
     {
         ("prefill", 64): Tile(128, 64, 8, 3, described=True),
-        ("prefill", 128): Tile(128, 128, 8, 3),
+        ("prefill", 128): Tile(128, 128, 8, 3, scattered_stages=5),
         ("prefill", 256): Tile(128, 64, 8, 2, described=True),
         ("decode", 64): Tile(64, 64, 2, 3, per_unit=4),
         ("decode", 128): Tile(64, 128, 4, 2),
@@ -69,11 +74,17 @@ _HOPPER = _table(
     }
 )
 # Its matrix unit keeps operands in shared memory that Hopper's takes from registers.
-_BLACKWELL = _table({**_HOPPER, ("latent", 512): Tile(32, 32, 8, 2, per_unit=1)})
+_BLACKWELL = _table(
+    {
+        **_HOPPER,
+        ("prefill", 64): Tile(128, 64, 8, 3),
+        ("latent", 512): Tile(32, 32, 8, 2, per_unit=1),
+    }
+)
 _AMPERE = _table(
     {
         ("prefill", 64): Tile(128, 64, 4, 3),
-        ("prefill", 128): Tile(128, 32, 8, 3),
+        ("prefill", 128): Tile(128, 32, 8, 3, scattered_stages=5),
         ("prefill", 256): Tile(64, 32, 8, 2),
         ("decode", 64): Tile(64, 64, 4, 3),
         ("decode", 128): Tile(64, 64, 4, 3),
@@ -85,7 +96,7 @@ _AMPERE = _table(
 _ADA = _table(
     {
         ("prefill", 64): Tile(128, 64, 8, 3),
-        ("prefill", 128): Tile(128, 32, 8, 3),
+        ("prefill", 128): Tile(128, 32, 8, 3, scattered_stages=5),
         ("prefill", 256): Tile(64, 32, 8, 2),
         ("decode", 64): Tile(64, 64, 4, 3),
         ("decode", 128): Tile(64, 32, 4, 2),
@@ -102,7 +113,7 @@ _TURING = _table(
         ("decode", 64): Tile(32, 32, 4, 1),
         ("decode", 128): Tile(32, 32, 4, 1),
         ("decode", 256): Tile(16, 16, 4, 1),
-        ("latent", 512): Tile(16, 16, 8, 1, per_unit=1),
+        ("latent", 512): Tile(16, 16, 8, 1, slice=128, per_unit=1),
     }
 )
 _CDNA = _table(
@@ -116,7 +127,9 @@ _CDNA = _table(
         ("latent", 512): Tile(16, 16, 4, 1, per_unit=1),
     }
 )
-# Its matrix instructions hold every operand in registers; latent attention alone spills some.
+# Longer blocks take more scalar registers than it has.
+_CDNA2 = _table({**_CDNA, ("decode", 128): Tile(32, 32, 4, 1)})
+# Its matrix instructions hold every operand in registers.
 _RDNA = _table(
     {
         ("prefill", 64): Tile(64, 32, 4, 1),
@@ -125,7 +138,7 @@ _RDNA = _table(
         ("decode", 64): Tile(16, 32, 4, 1),
         ("decode", 128): Tile(16, 16, 4, 1),
         ("decode", 256): Tile(16, 16, 8, 1),
-        ("latent", 512): Tile(16, 16, 8, 1, per_unit=1),
+        ("latent", 512): Tile(16, 16, 8, 1, slice=64, per_unit=1),
     }
 )
 # Triton's interpreter: small tiles, so that small cases have several.
@@ -144,7 +157,7 @@ _FAMILIES: Mapping[str, Table] = MappingProxyType(
         "sm_100": _BLACKWELL,
         "sm_103": _BLACKWELL,
         "sm_120": _ADA,
-        "gfx90a": _CDNA,
+        "gfx90a": _CDNA2,
         "gfx942": _CDNA,
         "gfx950": _CDNA,
         "gfx1100": _RDNA,

@@ -71,9 +71,9 @@ def candidates(kind: str, pad: int, index: int = 0) -> list[Tile]:
     """The tiles worth trying on a device: the table's first, then whatever else fits."""
     properties = torch.cuda.get_device_properties(index)
     shared: int = getattr(properties, "shared_memory_per_block_optin", 65536)
-    wave64 = torch.version.hip is not None
-    stages = (1, 2) if wave64 else (2, 3, 4)
-    describes = not wave64 and torch.cuda.get_device_capability(index) >= _DESCRIBES
+    amd = torch.version.hip is not None
+    stages = (1, 2) if amd else (2, 3, 4)
+    describes = not amd and torch.cuda.get_device_capability(index) >= _DESCRIBES
     first = tiles.tile(plan.target(index), kind, pad)
     found = dict.fromkeys([first])
     if kind == "prefill":
@@ -85,7 +85,12 @@ def candidates(kind: str, pad: int, index: int = 0) -> list[Tile]:
             continue
         if kind == "prefill" and keys * pad < 4096:
             continue
-        tile = Tile(rows, keys, warps, depth, described, first.per_unit, first.options)
+        # Rows found in a page table need two loads, one after the other, for each step ahead.
+        scattered = 2 * depth - 1 if kind == "prefill" and depth > 1 else 0
+        tile = replace(
+            first, block_m=rows, block_n=keys, num_warps=warps, num_stages=depth,
+            described=described, scattered_stages=scattered,
+        )  # fmt: skip
         if _fits(tile, kind, pad, shared):
             found[tile] = None
     if kind != "prefill":

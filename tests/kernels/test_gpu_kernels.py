@@ -6,13 +6,16 @@ import torch
 from mainboard.kernels import (
     attention,
     concat_and_cache_mla,
+    copy_blocks,
     merge_attention_states,
     mla_decode,
     reference,
     reshape_and_cache,
+    swap_blocks,
+    warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
-from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+from mainboard.testing.attention_cases import AttentionCase, assert_close, check_case, draw_case
 from mainboard.testing.attention_list import REQUIRED
 
 pytestmark = [
@@ -50,6 +53,21 @@ def test_drawn_case(seed: int) -> None:
 def test_larger_case(case: AttentionCase) -> None:
     """Shapes that take several tiles and shares of the keys agree with the float64 reference."""
     check_case(case, "cuda")
+
+
+@pytest.mark.parametrize("bound", [1200, 1 << 20])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_short_call_under_any_bound(head_dim: int, bound: int) -> None:
+    """How long sequences could be changes who joins their parts, not what comes out."""
+    case = AttentionCase(
+        (1, 4, 0, 1), (1200, 37, 5, 640), 8, 2, head_dim, dtype=torch.bfloat16, page_size=16
+    )
+    given = case.inputs("cuda")
+    options = given.options | {"max_seqlen_k": bound}
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **options)
+    expected, expected_lse = case.expected(given)
+    assert_close(out, expected, case, extra=2.0**-8 * case.weighed_magnitude(given))
+    assert_close(lse, expected_lse, case, "lse")
 
 
 def test_softcap_of_huge_scores() -> None:
@@ -128,6 +146,60 @@ def test_graph_replays_with_other_lengths() -> None:
     assert (out[4:] == 7.0).all()
 
 
+@pytest.mark.parametrize("queries", [1, 200])
+def test_compile_sees_through_the_triton_operators(queries: int) -> None:
+    """Under torch.compile, in one graph, they give what the operator gives."""
+    pytest.importorskip("triton")
+    from mainboard.kernels.triton import traced
+
+    assert "attention" in traced.OPERATORS
+    batch, length = 3, 1500
+    pages = torch.randn(2, batch * 94, 16, 2, 64, device="cuda", dtype=torch.float16)
+    q = torch.randn(batch * queries, 8, 64, device="cuda", dtype=torch.float16)
+    begins = torch.arange(batch + 1, device="cuda").int() * queries
+    used = torch.tensor([1500, 321, 200], device="cuda").int()
+    table = torch.randperm(batch * 94, device="cuda").int().view(batch, 94)
+
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        torch.ops.mainboard_triton.attention(
+            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, True, -1, -1,
+            0.0, None, None, None, None, False,
+        )  # fmt: skip
+        return out * 2
+
+    expected = 2 * attention(
+        q + 1, pages[0], pages[1], cu_seqlens_q=begins, seqused_k=used, block_table=table,
+        max_seqlen_q=queries, max_seqlen_k=length, softmax_scale=0.1,
+    )  # fmt: skip
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(q, *pages), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("queries", [1, 300])
+def test_a_warm_up_leaves_nothing_to_compile(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, calls of those sizes compile no Triton kernel, whatever their lengths."""
+    knobs = pytest.importorskip("triton").knobs
+    cache = torch.randn(2, 400, 16, 3, 64, device="cuda", dtype=torch.float16)
+    compiled: list[object] = []
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **event: compiled.append(event["fn"].name)
+    )
+    sizes = {"queries": [queries], "keys": [1400], "batches": [3]}
+    warm_up(cache[0], cache[1], heads=9, deterministic=False, softcap=17.0, **sizes)
+    before = list(compiled)
+    used = [1390, 700, 1]
+    out = attention(
+        torch.randn(3 * queries, 9, 64, device="cuda", dtype=torch.float16), cache[0], cache[1],
+        cu_seqlens_q=torch.arange(4, device="cuda").int() * queries,
+        seqused_k=torch.tensor(used, device="cuda").int(),
+        block_table=torch.arange(3 * 88, device="cuda").int().view(3, 88),
+        max_seqlen_q=queries, max_seqlen_k=1400, softcap=17.0,
+    )  # fmt: skip
+    assert out.isfinite().all()
+    assert compiled == before
+
+
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_cache_holds_what_the_reference_holds(
@@ -164,6 +236,22 @@ def test_merge_is_the_references(dtype: torch.dtype, dim: int) -> None:
     reference.merge_attention_states(want, want_lse, a, a_lse, b, b_lse)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
+
+
+@pytest.mark.parametrize("wider", [0, 1, 8])
+def test_latent_queries_lie_in_any_order(wider: int) -> None:
+    """Heads outside tokens, and rows that do not begin at multiples of 16 bytes."""
+    q = torch.randn(6, 16, 576 + wider, device="cuda").bfloat16()[..., :576]
+    cache = torch.randn(9, 64, 576, device="cuda").bfloat16()
+    options = {
+        "cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32, device="cuda"),
+        "seqused_k": torch.tensor([300, 64], dtype=torch.int32, device="cuda"),
+        "block_table": torch.randperm(9, device="cuda").int()[None].repeat(2, 1),
+        "max_seqlen_q": 4, "max_seqlen_k": 300, "softmax_scale": 0.07,
+    }  # fmt: skip
+    want = mla_decode(q.contiguous(), cache, **options)
+    for layout in (q, q.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert torch.equal(mla_decode(layout, cache, **options), want)
 
 
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
@@ -204,3 +292,32 @@ def test_latent_attention(heads: int, cache_dtype: torch.dtype | None) -> None:
     )  # fmt: skip
     torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8, *FP8_DTYPES])
+@pytest.mark.parametrize("shape", [(16, 8, 128), (16, 3, 5), (32, 576)])
+def test_copied_pages(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Pages are copied in every cache of a call, those of a pair with -1 and others stay."""
+    caches = [torch.randint(0, 255, (20, 2, *shape), device="cuda").to(dtype)[:, i] for i in (0, 1)]
+    pairs = torch.tensor([[3, 4], [3, 19], [-1, 5], [6, -1], [0, 7]])
+    expected = [cache.clone() for cache in caches]
+    reference.copy_blocks(expected, pairs.cuda())
+    copy_blocks(caches, pairs.cuda())
+    for got, want in zip(caches, expected, strict=True):
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_swapped_pages_come_back(pinned: bool) -> None:
+    """Pages go to the host and come back to other places, in runs and alone."""
+    there = torch.randn(12, 16, 2, 64, device="cuda").bfloat16()
+    host = torch.zeros(9, 16, 2, 64, dtype=torch.bfloat16, pin_memory=pinned)
+    out = torch.tensor([[3, 0], [4, 1], [5, 2], [9, 8], [0, 4]])
+    swap_blocks(there, host, out)
+    torch.cuda.synchronize()
+    assert torch.equal(host[out[:, 1]], there.cpu()[out[:, 0]])
+    back = torch.tensor([[0, 11], [1, 10], [8, 7]])
+    swap_blocks(host, there, back)
+    assert torch.equal(there.cpu()[back[:, 1]], host[back[:, 0]])
+    swap_blocks(there, there, torch.tensor([[11, 1]]))
+    assert torch.equal(there[1], there[11])

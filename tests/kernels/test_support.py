@@ -1,11 +1,17 @@
 """The predicate that says which kernel serves what, and the backend that asks it."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels.backends.cpu import CpuAttentionBackend
-from mainboard.kernels.support import Request, choose, implementations, matrix
+from mainboard.kernels.matrix import CASES, matrix
+from mainboard.kernels.support import Request, choose, implementations
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_compiled_serves_the_cpu() -> None:
@@ -38,17 +44,25 @@ def test_nothing_serves_and_every_reason_is_given() -> None:
 def test_matrix_has_a_row_for_every_case() -> None:
     """The support matrix names an implementation in every cell."""
     rows = matrix("cpu")
+    assert len(rows) == len(CASES)
     assert {row["operator"] for row in rows} == {
         "attention",
         "reshape_and_cache",
         "merge_attention_states",
+        "copy_blocks",
+        "swap_blocks",
         "mla_decode",
         "concat_and_cache_mla",
     }
     for row in rows:
-        latent = "mla" in row["operator"]
-        serves = "PyTorch reference" if latent else "compiled CPU"
+        serves = "PyTorch reference" if "fnuz" in row["case"] else "compiled CPU"
         assert row["float32"] == row["bfloat16"] == serves
+
+
+def test_the_page_of_support_is_current() -> None:
+    """`python docs/support.py` would change nothing."""
+    written = runpy.run_path(str(DOCS / "support.py"))["page"]()
+    assert written == (DOCS / "support.md").read_text()
 
 
 def test_backend_gives_reasons() -> None:

@@ -94,9 +94,11 @@ for dtype, stored in zip(FP8_LIMITS, (Stored.E4M3, Stored.E5M2, Stored.E4M3FNUZ,
 """
 
 LATENT = """
-import torch
+import sys, torch
 from mainboard.kernels import concat_and_cache_mla, mla_decode, reference
+from mainboard.kernels.triton import tiles
 torch.manual_seed(3)
+tiles.use("interpreted", "latent", 512, tiles.Tile(*eval(sys.argv[1]), **eval(sys.argv[2])))
 for stored, scale in ((torch.float16, None), (torch.float8_e4m3fn, 0.5)):
     for heads, queries, keys in ((3, (1, 2, 0), (70, 5, 9)), (20, (1, 1, 1), (600, 0, 17))):
         latent, rotary = 64, 16
@@ -141,6 +143,20 @@ for dtype in (torch.float16, torch.float32):
     reference.merge_attention_states(want, want_lse, a, a_lse, b, b_lse)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
+"""
+
+ADDRESSES = """
+import sys, torch
+from mainboard.kernels.triton import tiles, works
+from mainboard.testing.attention_cases import AttentionCase, check_case
+if sys.argv[1] == "far":
+    works._near = lambda *caches: False
+else:
+    for kind in ("decode", "prefill"):
+        tiles.use("interpreted", kind, 64, tiles.Tile(32, 32, **{sys.argv[1]: True}))
+for page in (16, 32, 48, 64, None):
+    case = AttentionCase((3, 1, 0, 40), (70, 130, 9, 40), 4, 2, 64, dtype=torch.float16, page_size=page)
+    check_case(case)
 """
 
 SPLITS = """
@@ -206,9 +222,22 @@ def test_every_code_of_every_8_bit_float(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_latent_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [((32, 32), {}), ((32, 64), {"slice": 32}), ((32, 16), {"described": True})],
+)
+def test_latent_attention(
+    sizes: tuple[int, int], options: dict[str, object], tmp_path: Path
+) -> None:
     """Latent attention over rows written by its cache operator agrees with float64."""
-    interpret(LATENT, tmp_path)
+    interpret(LATENT, tmp_path, str(sizes), str(options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["far", "described"])
+def test_every_way_to_find_rows(how: str, tmp_path: Path) -> None:
+    """By 64-bit offsets, and by descriptors, over pages of any size."""
+    interpret(ADDRESSES, tmp_path, how)
 
 
 def test_merge(tmp_path: Path) -> None:

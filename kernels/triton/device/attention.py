@@ -32,34 +32,54 @@ def find_sequence(CU_Q, block, batch, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def page_of(
-    table, key, first, length, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
-):
-    """The cache page of each key of a block; one for all where a page holds whole blocks."""
-    if PAGE % BLOCK_N == 0:
-        return tl.load(table + first // PAGE).to(tl.int64)
-    elif MASKED:
-        return tl.load(table + key // PAGE, mask=key < length, other=0).to(tl.int64)
+def page_at(table, first, end, PAGE: tl.constexpr):
+    """The cache page that holds a whole block, or 0 behind the last block."""
+    return tl.load(table + first // PAGE, mask=first < end, other=0)
+
+
+@triton.jit
+def pages_of(
+    table, slot, key, first, length,
+    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, NEAR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The cache page of each key of a block."""
+    if BLOCK_N % PAGE == 0:
+        at = table + first // PAGE + slot // PAGE
     else:
-        return tl.load(table + key // PAGE).to(tl.int64)
+        at = table + key // PAGE
+    if MASKED:
+        page = tl.load(at, mask=key < length, other=0)
+    else:
+        page = tl.load(at)
+    return page if NEAR else page.to(tl.int64)
 
 
 @triton.jit
 def load_block(
     base, page, first, slot, column, key, length, stride_page, stride_slot,
-    DIM: tl.constexpr, PAD: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr,
+    DIM: tl.constexpr, PAD: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N rows of keys or values; rows past the end are zero, whatever the memory holds."""
-    if PAGE == 0:
-        block = base + first.to(tl.int64) * stride_slot
-        pointers = block + slot[:, None] * stride_slot + column[None, :]
-    elif PAGE % BLOCK_N == 0:
-        block = base + page * stride_page + (first % PAGE).to(tl.int64) * stride_slot
-        pointers = block + slot[:, None] * stride_slot + column[None, :]
+    if PAGE % BLOCK_N == 0:
+        if PAGE == 0:
+            begin = first if NEAR else first.to(tl.int64)
+            begin *= stride_slot
+        elif NEAR:
+            begin = page * stride_page + first % PAGE * stride_slot
+        else:
+            begin = page.to(tl.int64) * stride_page + (first % PAGE).to(tl.int64) * stride_slot
+        within = slot[:, None] * stride_slot + column[None, :]
+        if NEAR:
+            # Added as 32 bits, an address takes one register from block to block, and not two.
+            pointers = base + (begin + within)
+        else:
+            pointers = base + begin + within
     else:
-        row = page * stride_page + (key % PAGE).to(tl.int64) * stride_slot
-        pointers = base + row[:, None] + column[None, :]
+        # Where keys lie in their pages is the same for each block, unless a page ends inside one.
+        within = slot % PAGE if BLOCK_N % PAGE == 0 else key % PAGE
+        within = within.to(page.dtype)[:, None] * stride_slot + column[None, :]
+        pointers = base + (page[:, None] * stride_page + within)
     if MASKED and DIM != PAD:
         return tl.load(pointers, mask=(key < length)[:, None] & (column < DIM)[None, :], other=0.0)
     elif MASKED:
@@ -84,37 +104,68 @@ def biased(s, scale, softcap, slope, position, key, SOFTCAP: tl.constexpr, ALIBI
 
 
 @triton.jit
+def fetch(
+    base, DESC, begin, column, page, first, slot, length, stride_page, stride_slot, dtype,
+    DIM: tl.constexpr, PAD: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr,
+    BLOCK_N: tl.constexpr, STORED: tl.constexpr, DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A block of keys or values in the dtype of the arithmetic, by descriptor where that can be."""
+    if DESCRIBED and not MASKED:
+        row = page * PAGE + first % PAGE if PAGE > 0 else begin + first
+        x = DESC.load([row, column])
+    else:
+        x = load_block(base, page, first, slot, tl.arange(0, PAD), first + slot, length, stride_page,
+                       stride_slot, DIM, PAD, PAGE, NEAR, BLOCK_N, MASKED)  # fmt: skip
+    return widen(x, dtype, STORED)
+
+
+@triton.jit
+def soften(s, step, most, total, MASKED: tl.constexpr):
+    """Scores as weights, and what that changes of a running softmax."""
+    highest = tl.maximum(most, tl.max(s, 1) * step)
+    level = highest
+    if MASKED:
+        # A row that has seen nothing yet must not subtract infinity from itself.
+        level = tl.where(highest == float("-inf"), 0.0, highest)
+    p = tl.math.exp2(s * step - level[:, None])
+    decay = tl.math.exp2(most - level)
+    total = total * decay + tl.sum(p, 1)
+    return p, decay, total, highest
+
+
+@triton.jit
 def walk(
-    acc, total, most, q, begin, end, K, V, K_DESC, V_DESC, desc_row, k_column, v_column, table,
+    acc, total, most, q, begin, end, K, V, K_DESC, V_DESC, k_begin, k_column, v_column, table,
     length, position, slope, left, right, scale, softcap,
     stride_kp, stride_kt, stride_vp, stride_vt,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr, LEFT: tl.constexpr,
-    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, PLAIN: tl.constexpr,
-    DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
+    PAGE: tl.constexpr, NEAR: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+    PLAIN: tl.constexpr, DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Take the blocks of keys from `begin` up to `end` into the running softmax of a tile."""
+    WHOLE: tl.constexpr = PAGE > 0 and PAGE % BLOCK_N == 0
     slot = tl.arange(0, BLOCK_N)
-    k_col = tl.arange(0, PAD)
-    v_col = tl.arange(0, VPAD)
+    # The scale is left to one multiply-add in front of the exponential, where nothing is between.
+    step = scale * LOG2E if PLAIN else 1.0
+    following = begin
+    if WHOLE:
+        following = page_at(table, begin, end, PAGE)
     for first in tl.range(begin, end, BLOCK_N):
         first = tl.multiple_of(first, BLOCK_N)
         key = first + slot
-        page = first.to(tl.int64)
-        if PAGE > 0:
-            page = page_of(table, key, first, length, PAGE, BLOCK_N, MASKED)
-        if DESCRIBED and not MASKED:
-            k = K_DESC.load([desc_row + first, k_column])
-        else:
-            k = load_block(K, page, first, slot, k_col, key, length, stride_kp, stride_kt,
-                           DIM, PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
-        k = widen(k, q.dtype, STORED)
+        page = first
+        if WHOLE:
+            # Asked for a step ahead: nothing else hides how long the table takes to answer.
+            page = following
+            following = page_at(table, first + BLOCK_N, end, PAGE)
+        elif PAGE > 0:
+            page = pages_of(table, slot, key, first, length, PAGE, BLOCK_N, NEAR, MASKED)
+        k = fetch(K, K_DESC, k_begin, k_column, page, first, slot, length, stride_kp,
+                  stride_kt, q.dtype, DIM, PAD, PAGE, NEAR, BLOCK_N, STORED, DESCRIBED,
+                  MASKED)  # fmt: skip
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        step = 1.0
-        if PLAIN:
-            # The scale is left to one multiply-add in front of the exponential.
-            step = scale * LOG2E
-        else:
+        if not PLAIN:
             s = biased(s, scale, softcap, slope, position, key, SOFTCAP, ALIBI)
         if MASKED:
             seen = (key < length)[None, :]
@@ -123,27 +174,20 @@ def walk(
             if LEFT:
                 seen &= key[None, :] >= position[:, None] - left
             s = tl.where(seen, s, float("-inf"))
-        highest = tl.maximum(most, tl.max(s, 1) * step)
-        level = highest
-        if MASKED:
-            # A row that has seen nothing yet must not subtract infinity from itself.
-            level = tl.where(highest == float("-inf"), 0.0, highest)
-        p = tl.math.exp2(s * step - level[:, None])
-        decay = tl.math.exp2(most - level)
-        total = total * decay + tl.sum(p, 1)
+        p, decay, total, most = soften(s, step, most, total, MASKED)
         acc = acc * decay[:, None]
-        if DESCRIBED and not MASKED:
-            v = V_DESC.load([desc_row + first, v_column])
-        else:
-            v = load_block(V, page, first, slot, v_col, key, length, stride_vp, stride_vt,
-                           VDIM, VPAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
-        v = widen(v, q.dtype, STORED)
+        v = fetch(V, V_DESC, k_begin, v_column, page, first, slot, length, stride_vp,
+                  stride_vt, q.dtype, VDIM, VPAD, PAGE, NEAR, BLOCK_N, STORED, DESCRIBED,
+                  MASKED)  # fmt: skip
         acc = tl.dot(p.to(q.dtype), v, acc, input_precision="ieee")
-        most = highest
     return acc, total, most
 
 
-@triton.jit(do_not_specialize=["batch", "blocks", "tokens", "left", "right"])
+@triton.jit(
+    do_not_specialize=[
+        "batch", "blocks", "tokens", "left", "right", "stride_lh", "stride_table",
+    ]
+)  # fmt: skip
 def attention_kernel(
     Q, K, V, OUT, LSE, PART_OUT, PART_LSE, K_DESC, V_DESC, CU_Q, CU_K, USED_K, TABLE, SLOPES,
     SINKS, K_SCALE, V_SCALE, batch, blocks, tokens, heads, kv_heads, scale, softcap,
@@ -151,9 +195,9 @@ def attention_kernel(
     stride_qt, stride_qh, stride_kp, stride_kt, stride_kh, stride_vp, stride_vt, stride_vh,
     stride_ot, stride_oh, stride_lh, stride_table, stride_ks, stride_vs,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
-    GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, POSITIVE: tl.constexpr,
-    ALIKE: tl.constexpr, EVEN: tl.constexpr,
+    GROUP: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr,
+    STORED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    POSITIVE: tl.constexpr, ALIKE: tl.constexpr, EVEN: tl.constexpr,
     SPLITS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
@@ -254,10 +298,11 @@ def attention_kernel(
         if phase > 0 or LEFT:
             acc, total, most = walk(
                 acc, total, most, q, begin if phase == 0 else whole if phase == 1 else full,
-                whole if phase == 0 else full if phase == 1 else end, K, V, K_DESC, V_DESC, k_begin, k_column,
-                v_column, table, length, position, slope, left, right, scale, softcap,
-                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE,
-                LAST_N if phase == 2 else BLOCK_N, STORED, LEFT, RIGHT, SOFTCAP, ALIBI, PLAIN, DESCRIBED, phase != 1,
+                whole if phase == 0 else full if phase == 1 else end, K, V, K_DESC, V_DESC, k_begin,
+                k_column, v_column, table, length, position, slope, left, right, scale, softcap,
+                stride_kp, stride_kt, stride_vp, stride_vt, DIM, PAD, VDIM, VPAD, PAGE, NEAR,
+                LAST_N if phase == 2 else BLOCK_N, STORED, LEFT, RIGHT, SOFTCAP, ALIBI, PLAIN,
+                DESCRIBED, phase != 1,
             )  # fmt: skip
 
     some = tl.where(total > 0.0, total, 1.0)

@@ -8,7 +8,7 @@ from mainboard.kernels.triton.device.attention import LN2, LOG2E
 __all__ = ["combine_kernel", "merge_kernel"]
 
 
-@triton.jit(do_not_specialize=["tokens", "batch"])
+@triton.jit(do_not_specialize=["tokens", "batch", "stride_lh"])
 def combine_kernel(
     OUT, LSE, PART_OUT, PART_LSE, CU_Q, batch, tokens, heads, stride_ot, stride_oh, stride_lh,
     SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, VDIM: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -1,12 +1,21 @@
 """Latent attention: a cached row is every head's key, and its front their value.
 
-The row is loaded once, as its latent and its rotary part, and serves both products.
+The row is loaded once, as its latent and its rotary part, and serves both products. Where matrix
+units take all operands from registers that is too much at once: there the first product is made of
+slices of SLICE columns, each loaded for it.
 """
 
 import triton
 import triton.language as tl
 
-from mainboard.kernels.triton.device.attention import LN2, LOG2E, find_sequence, load_block, page_of
+from mainboard.kernels.triton.device.attention import (
+    LN2,
+    LOG2E,
+    find_sequence,
+    load_block,
+    page_at,
+    pages_of,
+)
 from mainboard.kernels.triton.device.numeric import widen
 
 __all__ = ["latent_kernel"]
@@ -14,27 +23,59 @@ __all__ = ["latent_kernel"]
 
 @triton.jit
 def walk_rows(
-    acc, total, most, q, q_rotary, begin, end, CACHE, table, length, position, scale,
-    stride_page, ROW: tl.constexpr, RIGHT: tl.constexpr, PLAIN: tl.constexpr,
+    acc, total, most, q, q_rotary, q_row, in_row, begin, end, CACHE, LATENT_DESC, ROTARY_DESC, table, length,
+    position, scale, stride_page, BLOCK_M: tl.constexpr, SLICE: tl.constexpr, ROW: tl.constexpr, RIGHT: tl.constexpr, PLAIN: tl.constexpr,
     LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
-    ROTARY_PAD: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, STORED: tl.constexpr,
-    MASKED: tl.constexpr,
+    ROTARY_PAD: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr, BLOCK_N: tl.constexpr,
+    STORED: tl.constexpr, DESCRIBED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Take the blocks of rows from `begin` up to `end` into the running softmax of a tile."""
+    WHOLE: tl.constexpr = PAGE % BLOCK_N == 0
     slot = tl.arange(0, BLOCK_N)
     latent_col = tl.arange(0, LATENT_PAD)
     rotary_col = tl.arange(0, ROTARY_PAD)
+    following = begin
+    if WHOLE:
+        following = page_at(table, begin, end, PAGE)
     for first in tl.range(begin, end, BLOCK_N):
         first = tl.multiple_of(first, BLOCK_N)
         key = first + slot
-        page = page_of(table, key, first, length, PAGE, BLOCK_N, MASKED)
-        c = load_block(CACHE, page, first, slot, latent_col, key, length, stride_page, ROW,
-                       LATENT, LATENT_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
+        if WHOLE:
+            # Asked for a step ahead: nothing else hides how long the table takes to answer.
+            page = following
+            following = page_at(table, first + BLOCK_N, end, PAGE)
+        else:
+            page = pages_of(table, slot, key, first, length, PAGE, BLOCK_N, NEAR, MASKED)
+        if DESCRIBED and not MASKED:
+            row = page * PAGE + first % PAGE
+            c = LATENT_DESC.load([row, 0])
+        else:
+            c = load_block(CACHE, page, first, slot, latent_col, key, length, stride_page, ROW,
+                           LATENT, LATENT_PAD, PAGE, NEAR, BLOCK_N, MASKED)  # fmt: skip
         c = widen(c, q.dtype, STORED)
-        s = tl.dot(q, tl.trans(c), input_precision="ieee")
+        if SLICE == 0:
+            s = tl.dot(q, tl.trans(c), input_precision="ieee")
+        else:
+            s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            # The bound is LATENT_PAD in words that the compiler does not see through: it would
+            # unroll the loop, and hold every slice at once.
+            for left in tl.range(0, tl.minimum(length, 0) + LATENT_PAD, SLICE):
+                column = left + tl.arange(0, SLICE)
+                q_slice = tl.load(
+                    q_row + column[None, :], mask=in_row & (column < LATENT)[None, :], other=0.0
+                )
+                k = load_block(CACHE, page, first, slot, column, key, length, stride_page, ROW,
+                               LATENT, LATENT_PAD, PAGE, NEAR, BLOCK_N, MASKED)  # fmt: skip
+                k = widen(k, q.dtype, STORED)
+                s = tl.dot(q_slice, tl.trans(k), s, input_precision="ieee")
         if ROTARY > 0:
-            r = load_block(CACHE + LATENT, page, first, slot, rotary_col, key, length, stride_page,
-                           ROW, ROTARY, ROTARY_PAD, PAGE, BLOCK_N, MASKED)  # fmt: skip
+            if DESCRIBED and not MASKED:
+                r = ROTARY_DESC.load([row, LATENT])
+            else:
+                r = load_block(
+                    CACHE + LATENT, page, first, slot, rotary_col, key, length, stride_page, ROW,
+                    ROTARY, ROTARY_PAD, PAGE, NEAR, BLOCK_N, MASKED,
+                )  # fmt: skip
             r = widen(r, q.dtype, STORED)
             s = tl.dot(q_rotary, tl.trans(r), s, input_precision="ieee")
         step = scale
@@ -59,19 +100,21 @@ def walk_rows(
     return acc, total, most
 
 
-@triton.jit(do_not_specialize=["batch", "blocks", "tokens"])
+@triton.jit(do_not_specialize=["batch", "blocks", "tokens", "stride_lh", "stride_table"])
 def latent_kernel(
-    Q, CACHE, OUT, LSE, PART_OUT, PART_LSE, CU_Q, USED_K, TABLE, SCALE, batch, blocks,
-    tokens, heads, scale,
+    Q, CACHE, OUT, LSE, PART_OUT, PART_LSE, LATENT_DESC, ROTARY_DESC, CU_Q, USED_K, TABLE, SCALE,
+    batch, blocks, tokens, heads, scale,
     stride_qt, stride_qh, stride_page, stride_ot, stride_oh, stride_lh, stride_table,
     ROW: tl.constexpr, LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, ROTARY: tl.constexpr,
-    ROTARY_PAD: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, STORED: tl.constexpr,
-    RIGHT: tl.constexpr, POSITIVE: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
+    ROTARY_PAD: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr, NEAR: tl.constexpr,
+    STORED: tl.constexpr, RIGHT: tl.constexpr, POSITIVE: tl.constexpr, EVEN: tl.constexpr,
+    SPLITS: tl.constexpr, DESCRIBED: tl.constexpr, SLICE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries and heads over its rows, or with several SPLITS over its share."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
-    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_N >= 64 else BLOCK_N
+    # Short, because rows of a masked block are loaded one by one, and each address is a register.
+    LAST_N: tl.constexpr = BLOCK_N // 4 if BLOCK_N >= 64 else BLOCK_N
     PLAIN: tl.constexpr = POSITIVE and SCALE is None
     pid = tl.program_id(0)
     split = tl.program_id(1)
@@ -117,6 +160,7 @@ def latent_kernel(
         in_latent = in_latent & (latent_col < LATENT)[None, :]
     q = tl.load(q_row + latent_col[None, :], mask=in_latent, other=0.0)
     q_rotary = q
+    in_row = live[:, None]
     if ROTARY > 0:
         in_rotary = live[:, None] & (rotary_col < ROTARY)[None, :]
         q_rotary = tl.load(q_row + LATENT + rotary_col[None, :], mask=in_rotary, other=0.0)
@@ -129,10 +173,10 @@ def latent_kernel(
     table = TABLE + seq.to(tl.int64) * stride_table
     for phase in tl.static_range(2):
         acc, total, most = walk_rows(
-            acc, total, most, q, q_rotary, full if phase == 1 else begin,
-            end if phase == 1 else full,
-            CACHE, table, length, position, scale, stride_page, ROW, RIGHT, PLAIN, LATENT,
-            LATENT_PAD, ROTARY, ROTARY_PAD, PAGE, LAST_N if phase == 1 else BLOCK_N, STORED,
+            acc, total, most, q, q_rotary, q_row, in_row, full if phase == 1 else begin,
+            end if phase == 1 else full, CACHE, LATENT_DESC, ROTARY_DESC, table, length, position,
+            scale, stride_page, BLOCK_M, SLICE, ROW, RIGHT, PLAIN, LATENT, LATENT_PAD, ROTARY,
+            ROTARY_PAD, PAGE, NEAR, LAST_N if phase == 1 else BLOCK_N, STORED, DESCRIBED,
             phase == 1,
         )  # fmt: skip
 

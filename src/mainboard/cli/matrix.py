@@ -42,7 +42,7 @@ def _operators() -> list[dict[str, Any]]:
 
 
 def _matrix() -> list[dict[str, str]]:
-    from mainboard.kernels.support import matrix
+    from mainboard.kernels.matrix import matrix
     from mainboard.platforms import current_platform
 
     return matrix(current_platform.device_type)
