@@ -51,9 +51,7 @@ def _refuses_prefill(request: Request) -> list[str]:
     dims = request.head_dim, request.value_dim or request.head_dim
     if all(dim % multiple == 0 and dim <= MOST_PREFILL_DIM for dim in dims):
         return []
-    return [
-        f"head dimensions {dims} are not both multiples of {multiple} up to {MOST_PREFILL_DIM}"
-    ]
+    return [f"head dimensions {dims} are not both multiples of {multiple} up to {MOST_PREFILL_DIM}"]
 
 
 def _refuses_decode(request: Request) -> list[str]:
