@@ -200,8 +200,9 @@ class Producer {
       barrier_wait(&control_->known[place.stage], place.parity);
       const Tile& t = control_->tiles[place.stage];
       if (t.sequence == kNoTile) return;
+      const int blocks = t.blocks;  // read once: when the last is on its way, `t` may be another
       boxes.enter(t);
-      for (int block = 0; block < t.blocks; ++block) {
+      for (int block = 0; block < blocks; ++block) {
         const Turn<S::stages> to(count++);
         boxes.begin(t, block);
         barrier_wait(&empty[to.stage], to.parity ^ 1);
