@@ -8,8 +8,6 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).resolve().parent
-
 HOMES = {
     "mainboard": "src/mainboard",
     "mainboard.plugins": "plugins",
@@ -20,11 +18,8 @@ HOMES = {
 
 def packages() -> list[str]:
     """Every package under every home, by its dotted name; a link and its target are one."""
-    homes = HOMES.items()
-    return sorted(
-        {package for package, _ in homes}
-        | {f"{package}.{sub}" for package, home in homes for sub in find_packages(home)}
-    )
+    below = (f"{package}.{sub}" for package, home in HOMES.items() for sub in find_packages(home))
+    return sorted({*HOMES, *below})
 
 
 class CMakeBuild(build_ext):
@@ -39,11 +34,16 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         # Fresh: pip built this folder before with another CMake, which is gone with its environment.
-        configure = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
+        configure = ["cmake", "--fresh", "-G", "Ninja", "-S", ".", "-B", str(build)]
         configure += ["-DCMAKE_BUILD_TYPE=Release", *os.environ.get("CMAKE_ARGS", "").split()]
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", str(build)])
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(target)])
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: every library, and what is written about it."""
+        for file in Path(self.build_lib, "mainboard", "kernels").glob("libmainboard_*"):
+            self.copy_file(str(file), HOMES["mainboard.kernels"])
 
 
 # The libraries call torch's stable C ABI only; other systems run the reference in PyTorch.

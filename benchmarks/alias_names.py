@@ -25,8 +25,12 @@ CONTROL = ("argparse", "dataclasses", "enum", "logging", "threading", "typing")
 CHOOSES = ("current_platform",)
 
 
-def read_all() -> dict[str, Any]:
-    """Import every module and read every name; the figure is for those without torch."""
+def read_all(with_torch: bool = True) -> dict[str, Any]:
+    """Import every module and read every name; the figure is for those without torch.
+
+    Args:
+        with_torch: whether to go on afterwards, with those that import torch.
+    """
     import time
 
     start, cpu = time.perf_counter(), time.process_time()
@@ -53,6 +57,8 @@ def read_all() -> dict[str, Any]:
         "cpu_milliseconds": (time.process_time() - cpu) * 1e3,
         "torch": "torch" in sys.modules,
     }
+    if not with_torch:
+        return figures
     rows = [(module, name, describe(value), False) for module, name, value in read]
     for module, name in later:
         found = import_module(module)
@@ -116,7 +122,7 @@ def measure(samples: int) -> dict[str, Any]:
     first = sample("--child")
     figures, controls = [], []
     for _ in range(samples):
-        figures.append(sample("--child"))
+        figures.append(sample("--measured"))
         controls.append(sample("--control"))
     return {
         "names": first["names"],
@@ -164,7 +170,11 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Print the table; 1 when torch was imported where it should not be."""
-    children = {"--child": read_all, "--control": control}
+    children = {
+        "--child": read_all,
+        "--measured": lambda: read_all(with_torch=False),
+        "--control": control,
+    }
     if sys.argv[1:] and sys.argv[1] in children:
         figures = children[sys.argv[1]]()
         import json

@@ -11,12 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
 
-from mainboard.kernels import cuda_support, reference
+from mainboard.kernels import cuda_support
 from mainboard.testing.attention_cases import AttentionCase
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -174,100 +173,6 @@ def tensors(row: Row, copies: int) -> list[list[Any]]:
     return calls
 
 
-@dataclass(frozen=True)
-class LatentRow:
-    """One line of the table for latent attention."""
-
-    batch: int
-    length: int
-    heads: int
-    page: int = 64
-    queries: int = 1
-    deterministic: bool = False
-
-    def __str__(self) -> str:
-        name = f"MLA B{self.batch} L{self.length} nq{self.queries} H{self.heads} page{self.page}"
-        return name + " fixed" if self.deterministic else name
-
-
-LATENT_ROWS = (
-    LatentRow(1, 8192, 16), LatentRow(8, 8192, 16), LatentRow(64, 8192, 16),
-    LatentRow(64, 8192, 16, page=16), LatentRow(64, 8192, 32), LatentRow(64, 8192, 64),
-    LatentRow(64, 8192, 128), LatentRow(64, 8192, 128, queries=2), LatentRow(128, 4096, 128),
-)  # fmt: skip
-
-
-def latent_tensors(row: LatentRow, copies: int) -> list[list[Any]]:
-    """Arguments of `copies` calls of mla_decode that share nothing but lengths."""
-    pages_each = -(-row.length // row.page)
-    pages = row.batch * pages_each
-    ints = {"dtype": torch.int32, "device": "cuda"}
-    offsets = torch.arange(row.batch + 1, **ints) * row.queries
-    used = torch.full((row.batch,), row.length, **ints)
-    calls = []
-    for _ in range(copies):
-        cache = torch.empty(pages, row.page, 576, dtype=BF16, device="cuda").normal_()
-        q = torch.randn(row.batch * row.queries, row.heads, 576, device="cuda").to(BF16)
-        table = torch.randperm(pages, device="cuda").to(torch.int32).view(row.batch, pages_each)
-        out = q.new_empty(*q.shape[:2], 512)
-        calls.append([
-            q, cache, out, None, offsets, used, table, row.queries, row.length, 192**-0.5, True,
-            None, row.deterministic,
-        ])  # fmt: skip
-    return calls
-
-
-def wrong_latent(case: AttentionCase) -> str | None:
-    """What is wrong with mla_decode's answer, or None."""
-    given = case.inputs("cuda")
-    o, tokens = given.options, sum(case.queries)
-    answers = []
-    for precision in (torch.float64, case.dtype):
-        exact = precision is torch.float64
-        out = torch.full((tokens, case.heads, 512), torch.nan, dtype=precision, device="cuda")
-        lse = torch.full((case.heads, tokens), torch.nan, device="cuda",
-                         dtype=precision if exact else torch.float32)  # fmt: skip
-        call = [
-            given.q, given.k.squeeze(2), out, lse, o["cu_seqlens_q"], o["seqused_k"],
-            o["block_table"], o["max_seqlen_q"], o["max_seqlen_k"], 192**-0.5, True, None,
-            case.deterministic,
-        ]  # fmt: skip
-        if exact:
-            reference.mla_decode(*call, precision=precision)
-        else:
-            torch.ops.mainboard_cuda.mla_decode(*call)
-        answers.append((out.double(), lse.double()))
-    (expected, expected_lse), (got, lse) = answers
-    error = (got - expected).abs()
-    if not error.le(6 * torch.finfo(case.dtype).eps).all():
-        return f"out differs by {error.max().item():.3g}; {got.isnan().sum()} NaN"
-    same = (lse - expected_lse).abs().le(2e-3) | (lse == expected_lse)
-    return None if same.all() else "lse differs"
-
-
-def check_latent() -> int:
-    """Compare mla_decode with float64; returns how many cases are wrong."""
-    keys = (700, 1, 64, 0, 2500, 333)
-    base = AttentionCase((1,) * 6, keys, 1, 1, 576, 512)
-    choices = product(
-        (1, 16, 24, 64, 128), ((1,) * 6, (2, 1, 3, 2, 0, 5)), (16, 64),
-        ((BF16, False), (F16, False), (BF16, True)),
-    )  # fmt: skip
-    failures = count = 0
-    for heads, queries, page, (dtype, fixed) in choices:
-        case = replace(
-            base, heads=heads, queries=queries, page_size=page, dtype=dtype, deterministic=fixed
-        )
-        count += 1
-        why = wrong_latent(case)
-        if why is not None:
-            failures += 1
-            if failures <= 8:
-                print(f"WRONG latent {case}\n  {why}", flush=True)
-    print(f"{count} latent cases, {failures} wrong", flush=True)
-    return failures
-
-
 def graph_microseconds(calls: list[Callable[[], Any]], repeats: int) -> float:
     """Time of one call in a graph of `repeats` rounds over all calls."""
     for call in calls:
@@ -289,22 +194,16 @@ def graph_microseconds(calls: list[Callable[[], Any]], repeats: int) -> float:
     return sorted(times)[2]
 
 
-def measure(row: Row | LatentRow) -> dict[str, Any]:
+def measure(row: Row) -> dict[str, Any]:
     """Time a row both ways."""
     from triton.testing import do_bench
 
-    if isinstance(row, LatentRow):
-        moved = 2 * 576 * row.batch * row.length
-        flops = 2 * (576 + 512) * row.batch * row.length * row.queries * row.heads
-        operator, draw = torch.ops.mainboard_cuda.mla_decode.default, latent_tensors
-    else:
-        size = (row.cache or BF16).itemsize
-        moved = 2 * row.batch * row.length * row.kv_heads * row.dim * size
-        flops = 4 * row.batch * row.length * row.heads * row.dim * row.queries
-        operator, draw = torch.ops.mainboard_cuda.attention.default, tensors
+    size = (row.cache or BF16).itemsize
+    moved = 2 * row.batch * row.length * row.kv_heads * row.dim * size
+    flops = 4 * row.batch * row.length * row.heads * row.dim * row.queries
     copies = max(1, min(24, -(-ROTATED_BYTES // moved)))
-    inputs = draw(row, copies)
-    calls = [lambda given=given: operator(*given) for given in inputs]
+    operator = torch.ops.mainboard_cuda.attention.default
+    calls = [lambda given=given: operator(*given) for given in tensors(row, copies)]
     graphed = graph_microseconds(calls, max(1, 48 // copies))
     cold = do_bench(calls[0], warmup=20, rep=60, return_mode="median") * 1e3
     return {
@@ -331,11 +230,9 @@ def main() -> None:
 
         print(library.loaded("cuda").reason)
     failures = check(options.dims or [*cuda_support.HEAD_DIMS]) if options.check else 0
-    if options.check and not options.dims:
-        failures += check_latent()
     results = []
     if options.time:
-        for row in (*ROWS, *LATENT_ROWS):
+        for row in ROWS:
             if options.only and not re.search(options.only, str(row)):
                 continue
             result = measure(row)

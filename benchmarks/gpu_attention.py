@@ -12,6 +12,7 @@ first calls take, with Triton's cache empty and full.
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import re
@@ -114,6 +115,7 @@ def operator(level: str, name: str) -> Callable[..., None] | None:
         device = "hip" if torch.version.hip else "cuda"
         if not library.loaded(device).loaded:
             return None
+        importlib.import_module(f"mainboard.kernels.{device}_support")  # declares the operators
         namespace = getattr(torch.ops, f"mainboard_{device}")
         return getattr(namespace, name).default if hasattr(namespace, name) else None
     if level == "triton":

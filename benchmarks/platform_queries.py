@@ -42,10 +42,10 @@ QUERIES = [
     Query("p.has_device_capability((9, 0))", hot=True),
     Query("p.capabilities()", hot=True),
     Query("p.is_pin_memory_available()", hot=True),
-    Query("p.supports_fp8()"),
-    Query("p.is_fp8_fnuz()"),
-    Query("p.device_count()"),
-    Query("p.get_device_name()"),
+    Query("p.supports_fp8()", hot=True),
+    Query("p.is_fp8_fnuz()", hot=True),
+    Query("p.device_count()", hot=True),
+    Query("p.get_device_name()", hot=True),
     Query("p.get_device_uuid()"),
     Query("p.get_device_total_memory()"),
     Query("p.num_compute_units()"),
@@ -101,7 +101,7 @@ def recorded(file: Path) -> object:
     """The platform that a recorded machine has."""
     machine = Replay(json.loads(file.read_text("utf-8")))
     # The variables are this process's, read as they are on the machine itself.
-    machine.raw_setting = this_machine().raw_setting
+    machine.raw_environ = this_machine().raw_environ
     (name, *_) = facts_of(machine)["devices"]
     probe: Callable[[Any], Any] = __import__(
         f"mainboard.platforms.{name}", fromlist=["probe"]

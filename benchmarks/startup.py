@@ -1,10 +1,11 @@
 """What importing Mainboard, finding plugins and choosing a platform cost, in fresh processes.
 
 Every sample is a new interpreter, started with `-S`: what `.pth` files import is in nobody's
-figure. It imports `os` first, as an interpreter with `site` has. The order of the samples is shuffled. "Extra distributions" are generated metadata
-directories, 30 % of them with entry points, on a path of their own.
+figure. It imports `os` first, as an interpreter with `site` has. The order of the samples is
+shuffled. "Extra distributions" are generated metadata directories, 30 % of them with entry points,
+on a path of their own.
 
-    python benchmarks/startup.py [--samples 15] [--json]
+    python benchmarks/startup.py [--samples 15] [--leave-out torch] [--json]
 """
 
 import argparse
@@ -139,7 +140,7 @@ def sample(row: Row, folders: dict[int, Path], cache: Path) -> float:
     return float(own[-1].removeprefix(MARK)) if own else wall
 
 
-def measure(samples: int) -> list[dict[str, Any]]:
+def measure(table: list[Row], samples: int) -> list[dict[str, Any]]:
     """All rows, interleaved in random order after one run of each that is not counted."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -148,7 +149,6 @@ def measure(samples: int) -> list[dict[str, Any]]:
             make_distributions(folder, extra)
         # A folder of its own per state: emptying the cold one must not cool the warm one.
         caches = {state: root / state for state in ("cold", "warm", "none")}
-        table = rows()
         figures: dict[Row, list[float]] = {row: [] for row in table}
         jobs = table * (samples + 1)
         order = [
@@ -237,9 +237,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=15, help="fresh processes per row")
+    parser.add_argument("--leave-out", metavar="TEXT", help="skip the rows with this in their name")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    facts, results = machine(options.samples), measure(options.samples)
+    # The first row is what others are compared with.
+    first, *others = rows()
+    left_out = options.leave_out
+    table = [first, *(row for row in others if left_out is None or left_out not in row.title)]
+    facts, results = machine(options.samples), measure(table, options.samples)
     if options.json:
         print(json.dumps({"machine": facts, "results": results}, indent=2))
     else:

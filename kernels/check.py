@@ -1,10 +1,11 @@
 """What `MAINBOARD_CHECK=1` looks at: values on the device, at the price of a synchronisation."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
-__all__ = ["lengths", "slots"]
+__all__ = ["blocks", "lengths", "slots"]
 
 
 def _refuse(entry: str, value: int, expected: str) -> ValueError:
@@ -72,3 +73,16 @@ def slots(cache: Tensor, slot_mapping: Tensor) -> None:
     for i, slot in enumerate(slot_mapping.tolist()):
         if not -1 <= slot < room:
             raise _refuse(f"slot_mapping[{i}]", slot, f"-1 to skip, or 0 to {room - 1}")
+
+
+def blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Every page is -1 or within all caches.
+
+    Raises:
+        ValueError: naming the entry, its value and what was expected.
+    """
+    most = min(cache.shape[0] for cache in caches) - 1
+    for i, pair in enumerate(block_mapping.tolist()):
+        for column, page in enumerate(pair):
+            if not -1 <= page <= most:
+                raise _refuse(f"block_mapping[{i}, {column}]", page, f"-1 to skip, or 0 to {most}")

@@ -16,6 +16,8 @@ OPERATORS = (
     "attention",
     "reshape_and_cache",
     "merge_attention_states",
+    "copy_blocks",
+    "swap_blocks",
     "mla_decode",
     "concat_and_cache_mla",
 )
@@ -23,6 +25,8 @@ HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 QUERY_DTYPES = (torch.bfloat16, torch.float16)
 MOST_ROWS = 64  # queries x heads of a group for which the decode kernels are the better ones
 MOST_PREFILL_DIM = 256
+LATENT_DIMS = 576, 512  # of keys, and of the values that are their front
+MOST_FIXED_QUERIES = 16
 
 # Kept alive: a Library that is collected takes its operators with it.
 _LIBRARY = torch.library.Library("mainboard_cuda", "DEF")
@@ -69,8 +73,18 @@ def _refuses_decode(request: Request) -> list[str]:
 
 
 def _refuses_latent(request: Request) -> list[str]:
-    # Callable as torch.ops.mainboard_cuda.mla_decode, for benchmarks/cuda_decode.py to check.
-    return ["its latent attention compiles, but has not been compared on a device yet"]
+    reasons = []
+    if request.dtype not in QUERY_DTYPES:
+        reasons.append("only bfloat16 and float16 queries are compiled")
+    elif request.cache_dtype not in (None, request.dtype):
+        reasons.append("latent rows of another dtype than the queries")
+    dims = request.head_dim, request.value_dim
+    if dims != LATENT_DIMS:
+        reasons.append(f"keys and values of {dims[0]} and {dims[1]} columns, not 576 and 512")
+    if request.deterministic and request.queries > MOST_FIXED_QUERIES:
+        # Each sequence's pieces would need room of their own, whatever else is in the batch.
+        reasons.append(f"more than {MOST_FIXED_QUERIES} queries with the same bits in every batch")
+    return reasons
 
 
 def refuses(request: Request) -> list[str]:

@@ -8,7 +8,7 @@ kernels; the reference. Nothing of a GPU is imported before the first call.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -153,6 +153,22 @@ def _merge_request(device: torch.device, dtype: torch.dtype, head_dim: int) -> R
     )  # fmt: skip
 
 
+def _copy_key(caches: Sequence[Tensor], block_mapping: Tensor) -> tuple[Any, ...]:
+    return (block_mapping.device,)
+
+
+def _copy_request(device: torch.device) -> Request:
+    return Request("copy_blocks", device.type, device_index=device.index or 0)
+
+
+def _swap_key(src: Tensor, dst: Tensor, block_mapping: Tensor) -> tuple[Any, ...]:
+    return (src.device if dst.device.type == "cpu" else dst.device,)
+
+
+def _swap_request(device: torch.device) -> Request:
+    return Request("swap_blocks", device.type, device_index=device.index or 0)
+
+
 def _mla_key(
     q: Tensor, kv_cache: Tensor, out: Tensor, lse: Tensor | None, cu_seqlens_q: Tensor,
     seqused_k: Tensor, block_table: Tensor, max_seqlen_q: int, *more: Any,
@@ -192,6 +208,8 @@ ROUTES = {
         Route("attention", _attention_key, _attention_request),
         Route("reshape_and_cache", _cache_key, _cache_request),
         Route("merge_attention_states", _merge_key, _merge_request),
+        Route("copy_blocks", _copy_key, _copy_request),
+        Route("swap_blocks", _swap_key, _swap_request),
         Route("mla_decode", _mla_key, _mla_request),
         Route("concat_and_cache_mla", _latent_key, _latent_request),
     )

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 
 from mainboard.kernels.support import FEATURES, Choice, Request, choose
-from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, QUERY_DTYPES
+from mainboard.kernels.validate import BYTE_DTYPES, FNUZ_DTYPES, QUERY_DTYPES
 
 __all__ = ["CASES", "ask", "matrix"]
 
-_EIGHT_BITS = (*FP8_DTYPES, *FNUZ_DTYPES)
+_EIGHT_BITS = (*BYTE_DTYPES, *FNUZ_DTYPES)
 _SHAPES = {
     "heads of 80": {"head_dim": 80},
     "heads of 100": {"head_dim": 100},
@@ -53,7 +53,8 @@ def _others() -> Iterator[tuple[str, Request]]:
         yield "16-bit or float32 cache", request
         for dtype in _EIGHT_BITS:
             yield f"{_short(dtype)} cache", replace(request, cache_dtype=dtype)
-    yield "any", Request("merge_attention_states")
+    for operator in ("merge_attention_states", "copy_blocks", "swap_blocks"):
+        yield "any", Request(operator)
 
 
 CASES: tuple[tuple[str, Request], ...] = (*_attention(), *_others())

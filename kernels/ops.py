@@ -6,6 +6,7 @@ call directly; it checks its arguments on every device.
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from mainboard.kernels import check, gpu_dispatch, library, schema, validate
 __all__ = [
     "attention",
     "concat_and_cache_mla",
+    "copy_blocks",
     "merge_attention_states",
     "mla_decode",
     "reshape_and_cache",
+    "swap_blocks",
 ]
 
 if library.load() is library.KernelLevel.TRITON:
@@ -29,6 +32,8 @@ _CHECK_VALUES = os.environ.get("MAINBOARD_CHECK", "0") not in ("", "0")
 _attention = torch.ops.mainboard.attention.default
 _reshape_and_cache = torch.ops.mainboard.reshape_and_cache.default
 _merge_attention_states = torch.ops.mainboard.merge_attention_states.default
+_copy_blocks = torch.ops.mainboard.copy_blocks.default
+_swap_blocks = torch.ops.mainboard.swap_blocks.default
 _mla_decode = torch.ops.mainboard.mla_decode.default
 _concat_and_cache_mla = torch.ops.mainboard.concat_and_cache_mla.default
 assert set(schema.SCHEMAS) == set(__all__), "an operator lacks its public call"
@@ -79,7 +84,7 @@ def attention(
         q: `[tokens, heads, head_dim]`, float32, float16 or bfloat16.
         k: `[tokens, kv_heads, head_dim]`; with `block_table` a cache
             `[pages, page_size, kv_heads, head_dim]`, page_size a multiple of 16, of any strides
-            but a contiguous last dimension. q's dtype, or float8_e4m3fn or float8_e5m2.
+            but a contiguous last dimension. q's dtype, or float8_e4m3fn, float8_e5m2 or int8.
         v: as `k`; its last dimension may differ.
         cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
         cu_seqlens_k: the same for dense `k` and `v`.
@@ -152,10 +157,11 @@ def reshape_and_cache(
     Args:
         key: `[tokens, kv_heads, head_dim]`.
         value: `[tokens, kv_heads, value_dim]`.
-        key_cache: `[pages, page_size, kv_heads, head_dim]` of key's dtype, or fp8.
+        key_cache: `[pages, page_size, kv_heads, head_dim]` of key's dtype, or fp8 or int8.
         value_cache: the same for values.
         slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
-        k_scale: what an fp8 key will be multiplied by when read; a number, `[1]` or `[kv_heads]`.
+        k_scale: what a key of one byte will be multiplied by when read; a number, `[1]` or
+            `[kv_heads]`.
         v_scale: the same for values.
 
     Raises:
@@ -211,6 +217,54 @@ def merge_attention_states(
     return out, out_lse
 
 
+def copy_blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Copy pages to other pages of the same cache, for every cache in one call.
+
+    No page may be both a source and a destination.
+
+    Args:
+        caches: `[pages, ...]` each, such as the key and value caches of all layers; any dtypes, each
+            page dense in memory.
+        block_mapping: `[pairs, 2]` int64 beside the caches, source page and destination page; a pair
+            with -1 is skipped.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit, or (on the CPU, and elsewhere with
+            `MAINBOARD_CHECK=1`) pages out of range.
+    """
+    if _CHECK_VALUES:
+        check.blocks(caches, block_mapping)
+    try:
+        _copy_blocks(caches, block_mapping)
+    except (RuntimeError, ValueError):
+        validate.copy_blocks(caches, block_mapping)
+        raise
+
+
+def swap_blocks(src: Tensor, dst: Tensor, block_mapping: Tensor) -> None:
+    """Copy pages of one cache to another, which may be on another device: to the host and back.
+
+    With pinned host memory the copies are queued on the current stream; wait for it before the host
+    reads or changes them.
+
+    Args:
+        src: `[pages, ...]`, each page dense in memory.
+        dst: the same dtype and pages, in another place.
+        block_mapping: `[pairs, 2]` int64 on the CPU, page of `src` and page of `dst`. Neighbouring
+            pairs of neighbouring pages are moved in one piece.
+
+    Raises:
+        TypeError: a dtype that is not served.
+        ValueError: shapes, strides or devices that do not fit, or pages out of range.
+    """
+    try:
+        _swap_blocks(src, dst, block_mapping)
+    except (RuntimeError, ValueError):
+        validate.swap_blocks(src, dst, block_mapping)
+        raise
+
+
 def mla_decode(
     q: Tensor,
     kv_cache: Tensor,
@@ -235,7 +289,7 @@ def mla_decode(
     Args:
         q: `[tokens, heads, latent + rotary]`, float32, float16 or bfloat16.
         kv_cache: `[pages, page_size, latent + rotary]`, page_size a multiple of 16; q's dtype, or
-            float8_e4m3fn or float8_e5m2.
+            float8_e4m3fn, float8_e5m2 or int8.
         cu_seqlens_q: `[sequences + 1]` int32, where each sequence begins in `q`.
         seqused_k: `[sequences]` int32, rows in use.
         block_table: `[sequences, pages]` int32; entries past the last used page are not read.
@@ -289,9 +343,9 @@ def concat_and_cache_mla(
     Args:
         kv_c: `[tokens, latent]`.
         k_pe: `[tokens, rotary]`.
-        kv_cache: `[pages, page_size, latent + rotary]` of kv_c's dtype, or fp8.
+        kv_cache: `[pages, page_size, latent + rotary]` of kv_c's dtype, or fp8 or int8.
         slot_mapping: `[tokens]` int64, `page * page_size + slot`; -1 skips the token.
-        kv_scale: what an fp8 row will be multiplied by when read; a number, or float32 `[1]`.
+        kv_scale: what a row of bytes will be multiplied by when read; a number, or float32 `[1]`.
 
     Raises:
         TypeError: a dtype that is not served.

@@ -5,6 +5,7 @@ sequence after another; this is the specification, not a fast path. Arithmetic i
 `precision` where a test asks for more.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -141,9 +142,14 @@ def attention(
 
 
 def quantize(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
-    """`x` [tokens, heads, dim] over its scale, saturated to the range of an fp8 `dtype`."""
+    """`x` [tokens, heads, dim] over its scale, saturated to the range of a `dtype` of one byte.
+
+    To the nearest, ties to even; NaN is 0 in int8, which has none.
+    """
     if scale is not None:
         x = x.float() * (1.0 / scale.float()).reshape(-1, 1)
+    if dtype is torch.int8:
+        return x.float().nan_to_num(nan=0.0).round().clamp(-128, 127).to(dtype)
     limit = FP8_LIMITS[dtype]
     return x.float().clamp(-limit, limit).to(dtype)
 
@@ -164,7 +170,7 @@ def reshape_and_cache(
     where = torch.tensor([slots[t] for t in tokens], dtype=torch.long, device=key.device)
     for source, cache, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
         rows = source[tokens]
-        if cache.dtype in FP8_LIMITS:
+        if cache.dtype in FP8_LIMITS or cache.dtype is torch.int8:
             rows = quantize(rows, cache.dtype, scale)
             # Indexed assignment knows no fp8: move the bytes.
             cache, rows = cache.view(torch.uint8), rows.view(torch.uint8)
@@ -185,6 +191,25 @@ def merge_attention_states(
     out.copy_(merged)
     if out_lse is not None:
         out_lse.copy_(total)
+
+
+def _bytes(cache: Tensor) -> Tensor:
+    """A cache as integers, because indexed assignment knows no fp8."""
+    return cache.view(torch.uint8) if cache.element_size() == 1 else cache
+
+
+def copy_blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Copy page `block_mapping[i, 0]` of every cache to page `block_mapping[i, 1]`; -1 skips."""
+    pairs = block_mapping[(block_mapping >= 0).all(dim=1)]
+    for cache in map(_bytes, caches):
+        cache[pairs[:, 1]] = cache[pairs[:, 0]]
+
+
+def swap_blocks(src: Tensor, dst: Tensor, block_mapping: Tensor) -> None:
+    """Copy page `block_mapping[i, 0]` of `src` to page `block_mapping[i, 1]` of `dst`."""
+    here, there = block_mapping.unbind(1)
+    pages = _bytes(src)[here.to(src.device)].to(dst.device)
+    _bytes(dst)[there.to(dst.device)] = pages
 
 
 def mla_decode(

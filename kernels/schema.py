@@ -27,6 +27,8 @@ SCHEMAS = {
         "(Tensor(a!) out, Tensor(b!)? out_lse, Tensor a, Tensor a_lse, Tensor b, Tensor b_lse) "
         "-> ()"
     ),
+    "copy_blocks": "(Tensor(a!)[] caches, Tensor block_mapping) -> ()",
+    "swap_blocks": "(Tensor src, Tensor(a!) dst, Tensor block_mapping) -> ()",
     "mla_decode": (
         "(Tensor q, Tensor kv_cache, Tensor(a!) out, Tensor(b!)? lse, Tensor cu_seqlens_q, "
         "Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, SymInt max_seqlen_k, "

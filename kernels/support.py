@@ -14,7 +14,7 @@ import torch
 from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels import library
 from mainboard.kernels.library import KernelLevel
-from mainboard.kernels.validate import FNUZ_DTYPES, FP8_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
+from mainboard.kernels.validate import BYTE_DTYPES, FNUZ_DTYPES, PAGE_MULTIPLE, QUERY_DTYPES
 
 __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "implementations"]
 
@@ -22,9 +22,6 @@ __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "impleme
 GPU = "cuda"
 
 FEATURES = ("window", "softcap", "alibi", "sinks")
-
-# What the CPU's compiled library has; the reference serves the others.
-_ON_CPU = ("attention", "reshape_and_cache", "merge_attention_states")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _operator_reasons(request: Request) -> list[str]:
     if request.dtype not in QUERY_DTYPES:
         reasons.append(f"dtype {_short(request.dtype)} is not served")
     cache = request.cache_dtype
-    if cache not in (None, request.dtype, *FP8_DTYPES, *FNUZ_DTYPES):
+    if cache not in (None, request.dtype, *BYTE_DTYPES, *FNUZ_DTYPES):
         assert cache is not None
         reasons.append(f"a {_short(cache)} cache under {_short(request.dtype)} queries")
     if request.page_size is not None and request.page_size % PAGE_MULTIPLE:
@@ -94,12 +91,15 @@ def _without_fnuz(request: Request) -> list[str]:
     return reasons
 
 
+def _no_int8(request: Request) -> list[str]:
+    """What no kernel of a GPU has."""
+    return ["an int8 cache is for the CPU"] if request.cache_dtype is torch.int8 else []
+
+
 def _compiled_cpu(request: Request) -> list[str]:
     if request.device != "cpu":
         return [f"runs on cpu, not on {request.device}"]
     reasons = _without_fnuz(request)
-    if request.operator not in _ON_CPU:
-        reasons.append(f"has no {request.operator}")
     found = library.loaded("cpu")
     return reasons if found.loaded else [*reasons, found.reason]
 
@@ -121,7 +121,8 @@ def _compiled_gpu(
         found = library.loaded(name)
         if not found.loaded:
             return [found.reason]
-        return every_kernel(request) + _own(f"{name}_support", request)
+        own = _own(f"{name}_support", request)
+        return every_kernel(request) + _no_int8(request) + own
 
     return refuses
 
@@ -134,7 +135,7 @@ def _triton(request: Request) -> list[str]:
     why = library.why_no_triton()
     if why is not None:
         return [why]
-    return _operator_reasons(request) + _own("triton.support", request)
+    return _operator_reasons(request) + _no_int8(request) + _own("triton.support", request)
 
 
 def _unless_forced(

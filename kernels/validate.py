@@ -6,12 +6,15 @@ kernels make the same checks themselves, in nanoseconds (csrc/common/arguments.h
 the public call comes here for the words.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 FNUZ_DTYPES = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)  # of AMD's gfx942
+BYTE_DTYPES = (*FP8_DTYPES, torch.int8)  # of a cache under wider queries, with its scales
 PAGE_MULTIPLE = 16
 
 
@@ -67,10 +70,10 @@ def _per_head(name: str, x: Tensor | None, sizes: tuple[int, ...], like: Tensor)
 
 
 def _cache_dtype(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and x.dtype not in FP8_DTYPES + FNUZ_DTYPES:
+    if x.dtype != q.dtype and x.dtype not in BYTE_DTYPES + FNUZ_DTYPES:
         raise TypeError(
             f"{name} has dtype {_name(x.dtype)}; expected q's {_name(q.dtype)}, "
-            f"or an fp8 cache ({', '.join(map(_name, FP8_DTYPES))})"
+            f"or a cache of one byte ({', '.join(map(_name, BYTE_DTYPES))})"
         )
 
 
@@ -316,3 +319,73 @@ def concat_and_cache_mla(
         if x.device != kv_c.device:
             raise ValueError(f"{name} is on {x.device}; expected {kv_c.device}, where kv_c is")
     _per_head("kv_scale", kv_scale, (1,), kv_c)
+
+
+def _dense_pages(name: str, cache: Tensor) -> None:
+    """`cache` is pages whose elements lie together, in any order of the dimensions."""
+    if cache.dim() < 2:
+        raise _wrong_shape(name, cache, "[pages, ...]")
+    together = 1
+    for stride, size in sorted(zip(cache.stride()[1:], cache.shape[1:], strict=True)):
+        if size > 1 and stride != together:
+            raise ValueError(f"{name} has strides {cache.stride()}; expected each page dense")
+        together *= size
+    if cache.shape[0] > 1 and cache.stride(0) < together:
+        raise ValueError(f"{name} has strides {cache.stride()}; expected pages that do not overlap")
+
+
+def _pairs(block_mapping: Tensor, device: torch.device, why: str) -> None:
+    if block_mapping.dtype != torch.int64:
+        raise TypeError(f"block_mapping has dtype {_name(block_mapping.dtype)}; expected int64")
+    if block_mapping.dim() != 2 or block_mapping.shape[1] != 2:
+        raise _wrong_shape("block_mapping", block_mapping, "[pairs, 2]")
+    if not block_mapping.is_contiguous():
+        raise ValueError("block_mapping is not contiguous; call .contiguous()")
+    if block_mapping.device != device:
+        raise ValueError(f"block_mapping is on {block_mapping.device}; expected {device}, {why}")
+
+
+def copy_blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Check the arguments of `torch.ops.mainboard.copy_blocks`.
+
+    Raises:
+        TypeError: a mapping that is not int64.
+        ValueError: shapes, strides or devices that do not fit together.
+    """
+    if not caches:
+        raise ValueError("caches is empty; expected at least one")
+    for i, cache in enumerate(caches):
+        _dense_pages(f"caches[{i}]", cache)
+        if cache.device != caches[0].device:
+            raise ValueError(
+                f"caches[{i}] is on {cache.device}; expected {caches[0].device}, where the first is"
+            )
+    _pairs(block_mapping, caches[0].device, "where the caches are")
+
+
+def swap_blocks(src: Tensor, dst: Tensor, block_mapping: Tensor) -> None:
+    """Check the arguments of `torch.ops.mainboard.swap_blocks`.
+
+    Raises:
+        TypeError: dtypes that differ, or a mapping that is not int64.
+        ValueError: shapes, strides or devices that do not fit together, or pages out of range.
+    """
+    _dense_pages("src", src)
+    _dense_pages("dst", dst)
+    if dst.dtype != src.dtype:
+        raise TypeError(f"dst has dtype {_name(dst.dtype)}; expected src's {_name(src.dtype)}")
+    if dst.shape[1:] != src.shape[1:] or dst.stride()[1:] != src.stride()[1:]:
+        raise ValueError(
+            f"dst has pages of shape {tuple(dst.shape[1:])} and strides {dst.stride()[1:]}; "
+            f"expected src's {tuple(src.shape[1:])} and {src.stride()[1:]}"
+        )
+    _pairs(block_mapping, torch.device("cpu"), "because the host starts the copies")
+    if block_mapping.is_meta or type(block_mapping) is not Tensor:
+        return  # a fake tensor has no values
+    for column, (name, cache) in enumerate((("src", src), ("dst", dst))):
+        for i, page in enumerate(block_mapping[:, column].tolist()):
+            if not 0 <= page < cache.shape[0]:
+                raise ValueError(
+                    f"block_mapping[{i}, {column}] is {page}; expected a page of {name}, "
+                    f"0 to {cache.shape[0] - 1}"
+                )

@@ -73,10 +73,15 @@ _HOMES = {
 def __getattr__(name: str) -> "Any":
     # An AttributeError from here would turn into "cannot import name" and lose its cause; what
     # keeps a platform from being chosen is a PlatformError, which passes.
+    if name == "current_platform":
+        from mainboard.platforms.ahead import asked_ahead
+
+        with asked_ahead():
+            from mainboard.platforms.resolve import current
+
+            return current()
     from importlib import import_module
 
-    if name == "current_platform":
-        return import_module("mainboard.platforms.resolve").current()
     if name == "_current_platform":
         # vLLM's name for the platform as far as it is resolved; writing it goes through the alias.
         return globals().get("current_platform")

@@ -1,9 +1,9 @@
 """Print what AMD's management library knows about this machine's devices, one line for each.
 
-Run as a script in a process of its own, with a question as first argument and the folder of
-`amdsmi` as second, for which see `bounded.py`: starting the library has been seen to take for ever.
-The kernel's files describe the devices already; this adds what they leave out. A line is a kind
-and its fields, separated by tabs::
+Run in a process of its own, with a question as first argument and the folder of `amdsmi` as second,
+for which see `bounded.py`: starting the library has been seen to take for ever. The kernel's files
+describe the devices already; this adds what they leave out. A line is a kind and its fields,
+separated by tabs::
 
     library  version
     device   PCI address  market name  bytes in all  bytes in use
@@ -62,8 +62,3 @@ def _device(library: Any, handle: Any) -> tuple[Any, ...]:
 
 def _text(value: object) -> str:
     return " ".join(str(value).split())
-
-
-if __name__ == "__main__":
-    print(main(sys.argv[1:]), flush=True)
-    os._exit(0)

@@ -9,8 +9,8 @@ from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms.cgroup import CgroupLimits, read_limits
 from mainboard.platforms.cpu_features import Processor, native_dtypes, read_processor
 from mainboard.platforms.cpu_topology import Topology, read_memory_field, read_topology
-from mainboard.platforms.machine import Machine, cpu_architecture, this_machine
-from mainboard.platforms.values import CpuArchEnum, MemoryInfo
+from mainboard.platforms.machine import Machine, this_machine
+from mainboard.platforms.values import CpuArchEnum, MemoryInfo, cpu_architecture
 
 if TYPE_CHECKING:
     from typing import Any

@@ -10,8 +10,8 @@ from __future__ import annotations
 from itertools import takewhile
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
-from mainboard.platforms.machine import Machine, cpu_architecture
-from mainboard.platforms.values import CpuArchEnum
+from mainboard.platforms.machine import Machine
+from mainboard.platforms.values import CpuArchEnum, cpu_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

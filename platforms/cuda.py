@@ -133,8 +133,8 @@ class CudaPlatformBase(ListedDevices):
         return cls._asked("its links", lambda: tuple(map(_link, _either_links(cls._machine()))))
 
     @classmethod
-    def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of streaming multiprocessors of a device, or of its slice.
+    def _read_compute_units(cls, device_id: int) -> int:
+        """The number of streaming multiprocessors.
 
         A device that the driver does not list beside a divided one is started by asking.
         """
@@ -143,7 +143,8 @@ class CudaPlatformBase(ListedDevices):
             return int(device.multiprocessors)
         known = cls._asked("its multiprocessors", lambda: _read_multiprocessors(cls._machine()))
         if device.uuid not in known:
-            return int(cls.get_device_properties(device_id).multi_processor_count)
+            visible = cls.logical_device_id_to_visible_device_id(device_id)
+            return int(cls.get_device_properties(visible).multi_processor_count)
         return known[device.uuid]
 
     @classmethod

@@ -1,9 +1,9 @@
 """Print what CUDA's driver library knows about this machine's devices, one line for each.
 
-Run as a script in a process of its own, for which see `bounded.py`: `cuInit` starts the driver,
-and a process that has called it cannot fork and use CUDA in the child. No context is made. It asks
-for every device in the order of the PCI bus, whatever the environment hides or reorders. A line is
-a kind and its fields, separated by tabs::
+Run in a process of its own, for which see `bounded.py`: `cuInit` starts the driver, and a process
+that has called it cannot fork and use CUDA in the child. No context is made. It asks for every
+device in the order of the PCI bus, whatever the environment hides or reorders. A line is a kind and
+its fields, separated by tabs::
 
     driver   ""  CUDA's version as 1000 * major + 10 * minor
     device   id  name  uuid  major  minor  bytes  PCI address  ""
@@ -129,9 +129,3 @@ def _dashed(digits: str) -> str:
     """An id as NVML writes it."""
     places = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
     return "GPU-" + "-".join(digits[start:end] for start, end in places)
-
-
-if __name__ == "__main__":
-    print(main(sys.argv[1:]), flush=True)
-    # The driver's own ending is nobody's concern, takes time, and may hang.
-    os._exit(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
-from mainboard.platforms.cuda_probe import GIVE_DEVICES, is_jetson
+from mainboard.platforms.cuda_probe import DEVICES, GIVE_DEVICES, is_jetson
 from mainboard.platforms.machine import Machine
 from mainboard.platforms.probing import Decline
 from mainboard.platforms.values import DeviceCapability
@@ -158,7 +158,7 @@ def read_inventory(machine: Machine) -> Inventory:
         NvmlUnavailable: CUDA can work, but NVML cannot be asked.
         Decline: the driver cannot be used.
     """
-    lines = answer_lines(machine.ask("nvml_inventory", "devices"))
+    lines = answer_lines(machine.ask(*DEVICES))
     if "error" in lines:
         raise _explain(machine, *_padded(lines["error"][0], 3))
     return _inventory(lines)

@@ -10,13 +10,18 @@ from mainboard.light_typing import TYPE_CHECKING
 from mainboard.platforms.machine import Machine, this_machine
 from mainboard.platforms.probing import Activation, Decline, answer
 from mainboard.platforms.torch_build import TorchBuild, find_torch
-from mainboard.platforms.verdict import Verdict
 
 # Where there is no device, neither the inventory nor the class is imported.
 if TYPE_CHECKING:
-    from mainboard.platforms.cuda_inventory import Inventory
+    from collections.abc import Sequence
 
-__all__ = ["GIVE_DEVICES", "examine", "is_jetson", "probe"]
+    from mainboard.platforms.cuda_inventory import Inventory
+    from mainboard.platforms.verdict import Verdict
+
+__all__ = ["DEVICES", "GIVE_DEVICES", "ask_ahead", "examine", "is_jetson", "probe"]
+
+DEVICES = ("nvml_inventory", "devices")
+"""The script that asks the driver, and the question."""
 
 _VENDOR = 0x10DE
 _WITH_NVML = "mainboard.platforms.cuda.CudaPlatform"
@@ -35,18 +40,12 @@ def examine(machine: Machine) -> Activation:
     Raises:
         Decline: it cannot, for exactly this reason.
     """
-    kind = _find_hardware(machine)
-    from mainboard.platforms.cuda_visible import visibility, visible_devices
-
-    entries = visibility(machine.environ)
-    if entries is not None and not entries:
-        raise _nothing_visible(machine, "which hides every device")
-    build = find_torch(machine)
-    if build.cuda is None:
-        raise _lacks_cuda(build)
-    _check_permission(machine)
+    kind, build, entries = _look(machine)
     from mainboard.platforms import cuda_inventory
+    from mainboard.platforms.cuda_visible import visible_devices
 
+    # The class is next if the driver says yes, which was asked ahead and is still busy.
+    __import__(_WITH_NVML.rpartition(".")[0])
     try:
         inventory = cuda_inventory.read_inventory(machine)
         value, code, remedy, note = _WITH_NVML, "available", None, ""
@@ -62,6 +61,34 @@ def examine(machine: Machine) -> Activation:
     driver = f"; driver {inventory.driver}" if inventory.driver else ""
     faults = "".join(f"; {fault}" for fault in inventory.faults)
     return Activation(value, code, f"{len(visible)} visible: {names}{driver}{faults}{note}", remedy)
+
+
+def ask_ahead(machine: Machine) -> None:
+    """Start asking the driver what `examine` will ask it, if it will."""
+    try:
+        _look(machine)
+    except Decline:
+        return
+    machine.ask_ahead(*DEVICES)
+
+
+def _look(machine: Machine) -> tuple[str, TorchBuild, Sequence[str] | None]:
+    """What can be known without the driver: a file that shows a device, torch, visible ids.
+
+    Raises:
+        Decline: there is nothing to ask the driver about.
+    """
+    kind = _find_hardware(machine)
+    from mainboard.platforms.cuda_visible import visibility
+
+    entries = visibility(machine.environ)
+    if entries is not None and not entries:
+        raise _nothing_visible(machine, "which hides every device")
+    build = find_torch(machine)
+    if build.cuda is None:
+        raise _lacks_cuda(build)
+    _check_permission(machine)
+    return kind, build, entries
 
 
 def _check_version(build: TorchBuild, inventory: Inventory) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from mainboard.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,26 +14,34 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL", "find_entry", "visibility", "visible_devices"]
 
 CONTROL = "CUDA_VISIBLE_DEVICES"
+_IDS = ("GPU-", "MIG-")
 
 
 def visibility(environ: Mapping[str, str]) -> list[str] | None:
-    """The entries of `CUDA_VISIBLE_DEVICES` that count; None when it is not set.
+    """The entries of `CUDA_VISIBLE_DEVICES` that can count; None when it is not set.
 
-    As the driver does, reading stops at the first entry that is neither a number nor an id, and
-    a repeated entry hides everything.
+    As the driver does, reading stops at the first entry that is not of the kind of the first one,
+    a number or an id. What follows a number is passed over, and of the number 32 bits are read.
     """
     setting = environ.get(CONTROL)
     if setting is None:
         return None
-    import re
+    parts = setting.split(",")
+    numbers = list(takewhile(bool, map(_number, parts)))
+    return numbers or list(takewhile(lambda part: part.startswith(_IDS), parts))
 
-    entries: list[str] = []
-    for entry in setting.split(","):
-        match = re.match(r"\s*(\d+|(?:GPU|MIG)-[\w/-]+)", entry)
-        if match is None:
-            break
-        entries.append(match[1])
-    return entries if len(set(entries)) == len(entries) else []
+
+def _number(entry: str) -> str:
+    """The number that an entry begins with; empty if it begins with something else."""
+    # Without `re`, which takes as long to import as everything else here.
+    text = entry.lstrip()
+    sign = text[:1] if text.startswith(("+", "-")) else ""
+    digits = "".join(takewhile("0123456789".__contains__, text[len(sign) :]))
+    if not digits:
+        return ""
+    limit = 1 << 63
+    number = int(sign + digits.lstrip("0")[:20].rjust(1, "0"))
+    return str(max(-limit, min(number, limit - 1)) % (1 << 32))
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:
@@ -43,9 +53,12 @@ def find_entry(entry: str, inventory: Inventory) -> int | None:
 def visible_devices(entries: Sequence[str] | None, inventory: Inventory) -> list[CudaDevice]:
     """The devices that `CUDA_VISIBLE_DEVICES` leaves, a slice of one as that slice.
 
-    CUDA shows a process one slice at most, and then nothing else.
+    CUDA shows a process one slice at most, and then nothing else. A device that is named twice
+    hides everything.
     """
     chosen = list(_chosen(entries, inventory))
+    if len(set(chosen)) < len(chosen):
+        return []
     slices = [device.as_slice(part) for device, part in chosen if part is not None]
     return slices[:1] or [device for device, _ in chosen if not device.mig]
 
@@ -76,7 +89,14 @@ def _meant(entry: str, device: CudaDevice) -> list[str | None]:
     if entry.startswith("MIG-GPU-"):  # the form of drivers before 470: MIG-<device>/<gi>/<ci>
         exact = [part.uuid for part in device.slices if part.uuid == entry]
         named = entry.removeprefix("MIG-").partition("/")[0] == device.uuid
-        return [*exact] or ([_first_slice(device)] if named else [])
+        return [*exact] or ([device.slices[0].uuid] if named and device.slices else [])
     if entry.startswith("MIG-"):
-        return [part.uuid for part in device.slices if part.uuid.startswith(entry)]
-    return [_first_slice(device)] if device.uuid.startswith(entry) else []
+        return [part.uuid for part in device.slices if _names(entry, part.uuid)]
+    return [_first_slice(device)] if _names(entry, device.uuid) else []
+
+
+def _names(entry: str, uuid: str) -> bool:
+    """Whether an entry is an id, the beginning of it, or the id with something after it."""
+    begins = entry[:4] == uuid[:4] and len(entry) > 4
+    text, whole = entry.lower(), uuid.lower()
+    return begins and (whole.startswith(text) or text.startswith(whole))

@@ -17,13 +17,14 @@ from mainboard.platforms.device_ids import (
 )
 from mainboard.platforms.device_ops import DeviceOperations
 from mainboard.platforms.engine_hooks import EngineHooks
-from mainboard.platforms.machine import cpu_architecture, this_machine
+from mainboard.platforms.machine import this_machine
 from mainboard.platforms.values import (
     Capabilities,
     CpuArchEnum,
     DeviceCapability,
     MemoryInfo,
     PlatformEnum,
+    cpu_architecture,
 )
 
 if TYPE_CHECKING:

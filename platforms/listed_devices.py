@@ -1,28 +1,32 @@
 """Platforms whose devices are listed and described without starting one.
 
 A vendor says where its list comes from, and which part of it the environment leaves; what follows
-from that is here. An answer is remembered for as long as the control variables are the same, so a
-change of them after import is honoured and asking again in a loop costs next to nothing.
+from that is here. An answer is remembered for as long as the control variables are the same
+(`answers.py`), so a change of them after import is honoured and asking again in a loop costs next to
+nothing.
 """
 
 from __future__ import annotations
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
 from mainboard.platforms import machine
+from mainboard.platforms.answers import Table, watch
 from mainboard.platforms.interface import Platform
 from mainboard.platforms.values import Capabilities, DeviceCapability, MemoryInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, ClassVar
+    from collections.abc import Iterable, Sequence
+    from typing import Any, ClassVar, Protocol
 
     from mainboard.platforms.machine import Machine
 
+    class _Now(Protocol):
+        """A function that is found on a class, and is not made a method of it."""
+
+        def __call__(self) -> _Answers: ...
+
+
 __all__ = ["DeviceLink", "ListedDevices"]
-
-
-# Given to every `_state`; where several variables count, it reads those instead.
-_CONTROL = b"CUDA_VISIBLE_DEVICES"
 
 
 class DeviceLink(NamedTuple):
@@ -43,6 +47,30 @@ class DeviceLink(NamedTuple):
     across: str = ""
 
 
+class _Answers:
+    """What is known of a class's devices while its control variables have one value each.
+
+    By logical id, but for `at_least`, by capability, and `facts`, by the method that finds each.
+    `generation` is the first device's, once it was asked for; empty if there is none.
+    """
+
+    __slots__ = (
+        *("able", "at_least", "capability", "device", "facts", "generation", "name"),
+        *("physical", "units"),
+    )
+    generation: tuple[int, ...]
+
+    def __init__(self, cls: type[ListedDevices]) -> None:
+        self.physical: Table[int, int] = Table(cls._physical_id)
+        self.device: Table[int, Any] = Table(cls._find)
+        self.name: Table[int, str] = Table(cls._read_name)
+        self.capability: Table[int, DeviceCapability | None] = Table(cls._read_capability)
+        self.at_least: Table[int, bool] = Table(cls._is_at_least)
+        self.able: Table[int, Capabilities] = Table(cls._capabilities)
+        self.units: Table[int, int] = Table(cls._read_compute_units)
+        self.facts: Table[str, Any] = Table(lambda name: getattr(cls, name)())
+
+
 class ListedDevices(Platform):
     """Facts of devices by logical id, from a list of all and a list of the visible ones.
 
@@ -53,14 +81,8 @@ class ListedDevices(Platform):
     _controls: ClassVar[tuple[bytes, ...]] = ()
     """The control variables, as the system names them."""
 
-    # What is known of this class's devices, by the raw values of those variables. Each question
-    # that programs ask in loops has tables of its own, one in the other: a key made of several
-    # values, and a function between, would each cost a quarter of the answer.
-    _state: ClassVar[Callable[[bytes], object]]
-    _known: ClassVar[dict[Any, Any]]
-    _capability: ClassVar[dict[object, dict[int, DeviceCapability | None]]]
-    _at_least: ClassVar[dict[object, dict[tuple[int, int] | int, bool]]]
-    _able: ClassVar[dict[object, dict[int, Capabilities]]]
+    # A plain function, which is found sooner on a class than a method.
+    _now: ClassVar[_Now]
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -69,8 +91,11 @@ class ListedDevices(Platform):
     @classmethod
     def forget_answers(cls) -> None:
         """Forget what is remembered of this class's devices, and look at its machine again."""
-        cls._state = staticmethod(_state_reader(cls._machine(), cls._controls))
-        cls._known, cls._capability, cls._at_least, cls._able = {}, {}, {}, {}
+
+        def install(now: _Now) -> None:
+            cls._now = now
+
+        watch(cls._machine().raw_environ, cls._controls, lambda: _Answers(cls), install)
 
     @classmethod
     def _machine(cls) -> Machine:
@@ -88,23 +113,13 @@ class ListedDevices(Platform):
         raise NotImplementedError
 
     @classmethod
-    def _remembered(cls, question: str, of: object, answer: Callable[[], Any]) -> Any:
-        """The answer to a question that depends on the visible devices alone."""
-        key = (cls._state(_CONTROL), question, of)
-        try:
-            return cls._known[key]
-        except KeyError:
-            found = cls._known[key] = answer()
-            return found
-
-    @classmethod
     def _device(cls, device_id: int) -> Any:
         """The device of a logical id.
 
         Raises:
             IndexError: there is no such device.
         """
-        return cls._remembered("device", device_id, lambda: cls._find(device_id))
+        return cls._now().device[device_id]
 
     @classmethod
     def _find(cls, device_id: int) -> Any:
@@ -118,28 +133,45 @@ class ListedDevices(Platform):
         )
 
     @classmethod
+    def device_id_to_physical_device_id(cls, device_id: int) -> int:
+        """The physical id of logical device `device_id`.
+
+        Raises:
+            IndexError: fewer devices are assigned to this process, or visible to it.
+        """
+        return cls._now().physical[device_id]
+
+    @classmethod
+    def _physical_id(cls, device_id: int) -> int:
+        return super().device_id_to_physical_device_id(device_id)
+
+    @classmethod
     def visible_physical_ids(cls) -> list[int] | None:
         """Physical ids in the order of visible ids; None when nothing hides or reorders any."""
+        ids: list[int] | None = cls._now().facts["_visible_ids"]
+        return None if ids is None else [*ids]
+
+    @classmethod
+    def _visible_ids(cls) -> list[int] | None:
         ids = [device.id for device in cls._visible()]
         everything = ids == list(range(len(cls._listed())))
-        read = cls._machine().raw_setting
+        read = cls._machine().raw_environ.get
         return None if everything and not any(map(read, cls._controls)) else ids
 
     @classmethod
     def device_count(cls) -> int:
         """How many devices are visible, without starting one."""
-        count: int = cls._remembered("count", None, lambda: len(cls._visible()))
+        count: int = cls._now().facts["_count"]
         return count
+
+    @classmethod
+    def _count(cls) -> int:
+        return len(cls._visible())
 
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
         """The device's generation; None when no device is visible."""
-        try:
-            return cls._capability[cls._state(_CONTROL)][device_id]
-        except KeyError:
-            known = cls._read_capability(device_id)
-            cls._capability.setdefault(cls._state(_CONTROL), {})[device_id] = known
-            return known
+        return cls._now().capability[device_id]
 
     @classmethod
     def _read_capability(cls, device_id: int) -> DeviceCapability | None:
@@ -150,32 +182,66 @@ class ListedDevices(Platform):
         """Whether the device's generation is `capability` or later."""
         if device_id:
             return super().has_device_capability(capability, device_id)
+        if isinstance(capability, int):
+            return cls._now().at_least[capability]
+        # Comparing takes less time than looking a pair up.
+        now = cls._now()
         try:
-            return cls._at_least[cls._state(_CONTROL)][capability]
-        except KeyError:
-            known = super().has_device_capability(capability)
-            cls._at_least.setdefault(cls._state(_CONTROL), {})[capability] = known
-            return known
+            return now.generation >= capability
+        except AttributeError:
+            now.generation = tuple(cls.get_device_capability() or ())
+            return now.generation >= capability
+
+    @classmethod
+    def _is_at_least(cls, capability: int) -> bool:
+        return super().has_device_capability(capability)
 
     @classmethod
     def capabilities(cls, device_id: int = 0) -> Capabilities:
         """What a device of this generation can do."""
-        try:
-            return cls._able[cls._state(_CONTROL)][device_id]
-        except KeyError:
-            known = cls._capabilities(device_id)
-            cls._able.setdefault(cls._state(_CONTROL), {})[device_id] = known
-            return known
+        return cls._now().able[device_id]
 
     @classmethod
     def _capabilities(cls, device_id: int) -> Capabilities:
         raise NotImplementedError
 
     @classmethod
+    def supports_fp8(cls) -> bool:
+        """Whether the device computes with 8-bit floats."""
+        yes: bool = cls._now().facts["_has_fp8"]
+        return yes
+
+    @classmethod
+    def _has_fp8(cls) -> bool:
+        return super().supports_fp8()
+
+    @classmethod
+    def is_fp8_fnuz(cls) -> bool:
+        """Whether those are of the kind without infinities and negative zero."""
+        yes: bool = cls._now().facts["_has_fnuz"]
+        return yes
+
+    @classmethod
+    def _has_fnuz(cls) -> bool:
+        return super().is_fp8_fnuz()
+
+    @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
         """The product name of a device."""
-        name: str = cls._device(device_id).name
-        return name
+        return cls._now().name[device_id]
+
+    @classmethod
+    def _read_name(cls, device_id: int) -> str:
+        return str(cls._device(device_id).name)
+
+    @classmethod
+    def num_compute_units(cls, device_id: int = 0) -> int:
+        """How many units of a device, or of its slice, compute at the same time."""
+        return cls._now().units[device_id]
+
+    @classmethod
+    def _read_compute_units(cls, device_id: int) -> int:
+        raise NotImplementedError
 
     @classmethod
     def get_device_uuid(cls, device_id: int = 0) -> str:
@@ -197,6 +263,11 @@ class ListedDevices(Platform):
     @classmethod
     def is_pin_memory_available(cls) -> bool:
         """Whether page-locked host memory can be had: yes outside WSL."""
+        yes: bool = cls._now().facts["_can_pin"]
+        return yes
+
+    @classmethod
+    def _can_pin(cls) -> bool:
         return not cls._machine().in_wsl
 
     @classmethod
@@ -213,7 +284,7 @@ class ListedDevices(Platform):
     @classmethod
     def links(cls) -> tuple[DeviceLink, ...]:
         """How each pair of devices is connected, by physical ids, without starting one."""
-        known: tuple[DeviceLink, ...] = cls._remembered("links", None, cls._read_links)
+        known: tuple[DeviceLink, ...] = cls._now().facts["_read_links"]
         return known
 
     @classmethod
@@ -239,19 +310,3 @@ class ListedDevices(Platform):
 
 def _names(devices: Iterable[Any]) -> str:
     return ", ".join(f"{device.id} ({device.name})" for device in devices)
-
-
-def _state_reader(machine: Machine, controls: Sequence[bytes]) -> Callable[[bytes], object]:
-    """A function of one variable's name that reads what the visible devices depend on.
-
-    Args:
-        machine: whose variables they are.
-        controls: the variables; one or three of them are read without a loop.
-    """
-    read = machine.raw_setting
-    if len(controls) == 1:
-        return read
-    if len(controls) == 3:
-        first, second, third = controls
-        return lambda _: (read(first), read(second), read(third))
-    return lambda _: tuple(map(read, controls))

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache, cached_property
 
 from mainboard.light_typing import TYPE_CHECKING, NamedTuple
-from mainboard.platforms.values import CpuArchEnum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mainboard.platforms.bounded import Outcome
 
-__all__ = ["Machine", "PciDevice", "cpu_architecture", "parse_id_list", "this_machine"]
+__all__ = ["Machine", "PciDevice", "parse_id_list", "this_machine"]
 
 # PCI class codes: 0x03 is a display controller, 0x12 a processing accelerator.
 _COMPUTE_CLASSES = ("0x03", "0x12")
@@ -61,8 +59,9 @@ class Machine:
         self.system = sys.platform if system is None else system
         self.architecture = _own_architecture() if architecture is None else architecture
         self.import_path = import_path
-        self.raw_setting = _raw_reader(self.environ)
-        """One variable, named in bytes, in whichever form it can be had soonest."""
+        self._on_bus: tuple[PciDevice, ...] | None = None
+        self.raw_environ = _raw_environ(self.environ)
+        """The same variables, named in bytes, in whichever form they can be had soonest."""
 
     def path(self, name: str) -> str:
         """Where the file that the machine calls `/name` really is."""
@@ -98,10 +97,10 @@ class Machine:
 
     def package(self, name: str) -> str | None:
         """The folder of an importable package, or of a module's file, without importing it."""
-        from importlib.machinery import PathFinder
-
         loaded = sys.modules.get(name)
         if self.import_path is not None:
+            from importlib.machinery import PathFinder
+
             spec = PathFinder.find_spec(name, self.import_path)
         elif loaded is not None:
             return os.path.dirname(loaded.__file__) if loaded.__file__ else None
@@ -135,8 +134,13 @@ class Machine:
 
         folder = self.package(package) if package else None
         arguments = [question, folder] if folder else [question]
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{script}.py")
-        return bounded.ask(path, arguments, bounded.time_limit())
+        return bounded.ask(_script(script), arguments, bounded.time_limit())
+
+    def ask_ahead(self, script: str, question: str) -> None:
+        """Start asking what `ask` is about to be asked, to have the answer sooner."""
+        from mainboard.platforms import bounded
+
+        bounded.ask_ahead(_script(script), [question])
 
     def tile_permission(self) -> int | None:
         """The extended states that the kernel grants on request (AMX), as a bit for each.
@@ -146,16 +150,18 @@ class Machine:
         here = (self.root, self.system, self.architecture) == ("/", "linux", "x86_64")
         return _supported_states() if here else None
 
-    @cached_property
+    @property
     def in_wsl(self) -> bool:
         """Whether this is Linux inside Windows (WSL)."""
         release = self.text("proc/sys/kernel/osrelease") or ""
         return self.system == "linux" and "microsoft" in release.lower()
 
-    @cached_property
+    @property
     def pci_devices(self) -> tuple[PciDevice, ...]:
         """The display controllers and accelerators on the PCI bus."""
-        return tuple(self._pci_devices())
+        if self._on_bus is None:
+            self._on_bus = tuple(self._pci_devices())
+        return self._on_bus
 
     def _pci_devices(self) -> Iterator[PciDevice]:
         for address in self.names("sys/bus/pci/devices"):
@@ -169,28 +175,14 @@ class Machine:
                 continue
 
 
-@cache
+_here: list[Machine] = []
+
+
 def this_machine() -> Machine:
     """The machine this process runs on."""
-    return Machine()
-
-
-def cpu_architecture(machine: str) -> CpuArchEnum:
-    """The family of what `uname -m` says."""
-    name = machine.lower()
-    if not name:
-        return CpuArchEnum.UNKNOWN
-    families = {
-        CpuArchEnum.X86: ("x86", "amd64", "i386", "i486", "i586", "i686"),
-        CpuArchEnum.ARM: ("arm", "aarch"),
-        CpuArchEnum.POWERPC: ("ppc", "powerpc"),
-        CpuArchEnum.S390X: ("s390x",),
-        CpuArchEnum.RISCV: ("riscv",),
-    }
-    return next(
-        (family for family, prefixes in families.items() if name.startswith(prefixes)),
-        CpuArchEnum.OTHER,
-    )
+    if not _here:
+        _here.append(Machine())
+    return _here[0]
 
 
 def parse_id_list(text: str | None) -> tuple[int, ...]:
@@ -203,13 +195,19 @@ def parse_id_list(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _raw_reader(environ: Mapping[str, str]) -> Callable[[bytes], object]:
+def _script(name: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+
+
+def _raw_environ(environ: Mapping[str, str]) -> Mapping[bytes, object]:
     # Reading os.environ encodes, looks up and decodes, which takes longer than all else that a
     # question asked in a loop does. What it looks up in is the same for every CPython on POSIX.
     data = getattr(environ, "_data", None) if environ is os.environ else None
     if os.name == "posix" and isinstance(data, dict):
-        return data.get
-    return lambda name: environ.get(os.fsdecode(name))
+        return data
+    from mainboard.platforms.encoded_environ import EncodedEnviron
+
+    return EncodedEnviron(environ)
 
 
 def _own_architecture() -> str:

@@ -1,10 +1,9 @@
 """Print what NVML knows about this machine's devices, one line for each.
 
-Run as a script in a process of its own, with a question as argument; see `bounded.py` for why. It
-imports nothing of Mainboard, and as little as it can of anything: the program that asks is
-waiting. NVML is called as it is, since the Python package for it takes longer to import than NVML
-to answer. A line is a kind and its fields, separated by tabs. The questions, and the lines of
-their answers::
+Run in a process of its own, with a question as argument; see `bounded.py` for why. It imports
+nothing of Mainboard, and as little as it can of anything: the program that asks is waiting. NVML is
+called as it is, since the Python package for it takes longer to import than NVML to answer. A line
+is a kind and its fields, separated by tabs. The questions, and the lines of their answers::
 
     devices
         driver   version  CUDA's version as 1000 * major + 10 * minor
@@ -292,9 +291,3 @@ def _libcuda() -> str:
     except OSError:
         return ""
     return "cuda"
-
-
-if __name__ == "__main__":
-    print(main(sys.argv[1:]), flush=True)
-    # The interpreter's and the libraries' own endings are nobody's concern, and take time.
-    os._exit(0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from mainboard.light_typing import TYPE_CHECKING
-from mainboard.platforms.verdict import BUILT_IN, State, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mainboard.platforms.verdict import Verdict
 
 __all__ = ["Activation", "Decline", "answer"]
 
@@ -55,6 +56,8 @@ def answer(name: str, examine: Callable[[], Activation]) -> Verdict:
 
     An error that no check expected is not turned into an answer; it reaches the caller.
     """
+    from mainboard.platforms.verdict import BUILT_IN, State, Verdict
+
     start = time.perf_counter()
     try:
         found = examine()

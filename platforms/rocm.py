@@ -83,9 +83,8 @@ class RocmPlatform(ListedDevices):
         return super()._find(device_id) if cls.devices() else None
 
     @classmethod
-    def visible_physical_ids(cls) -> list[int] | None:
-        """Physical ids in the order of visible ids, after all three control variables."""
-        return super().visible_physical_ids() if cls.devices() else cls._from_control_variable()
+    def _visible_ids(cls) -> list[int] | None:
+        return super()._visible_ids() if cls.devices() else cls._from_control_variable()
 
     @classmethod
     def device_control_id_to_physical_device_id(cls, device_id: str) -> int:
@@ -96,10 +95,9 @@ class RocmPlatform(ListedDevices):
         return super().device_control_id_to_physical_device_id(device_id)
 
     @classmethod
-    def device_count(cls) -> int:
-        """How many devices are visible, without starting one."""
+    def _count(cls) -> int:
         if cls.devices():
-            return super().device_count()
+            return super()._count()
         return int(cls._torch_member("device_count")())
 
     @classmethod
@@ -111,7 +109,7 @@ class RocmPlatform(ListedDevices):
         return DeviceCapability(*cls._torch_member("get_device_capability")(device_id))
 
     @classmethod
-    def get_device_name(cls, device_id: int = 0) -> str:
+    def _read_name(cls, device_id: int) -> str:
         """The product name of a device, or its architecture where nobody knows a name.
 
         Where the kernel knows none, AMD's management library is asked, once and for a bounded time.
@@ -155,8 +153,7 @@ class RocmPlatform(ListedDevices):
         return MemoryInfo(max(0, device.memory - used), device.memory)
 
     @classmethod
-    def num_compute_units(cls, device_id: int = 0) -> int:
-        """The number of compute units of a device, or of its part."""
+    def _read_compute_units(cls, device_id: int) -> int:
         device = cls._device(device_id)
         if device is not None:
             return int(device.compute_units)

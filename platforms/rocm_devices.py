@@ -89,30 +89,58 @@ def read_links(machine: Machine) -> tuple[RocmLink, ...]:
 def visible_ids(environ: Mapping[str, str], devices: Sequence[RocmDevice]) -> list[int]:
     """The physical ids that the three control variables leave, in their order.
 
-    `ROCR_VISIBLE_DEVICES` chooses first, by number or id; `HIP_VISIBLE_DEVICES` (or, without it,
-    `CUDA_VISIBLE_DEVICES`) chooses by number among what is left.
+    `ROCR_VISIBLE_DEVICES` chooses first; `HIP_VISIBLE_DEVICES` (or, without it,
+    `CUDA_VISIBLE_DEVICES`) chooses among what is left. Two libraries read them, each in its way.
     """
-    first = environ.get("ROCR_VISIBLE_DEVICES")
     visible = [device.id for device in devices]
+    first = environ.get("ROCR_VISIBLE_DEVICES")
     if first is not None:
-        visible = _choose(first, [(device.id, device.uuid) for device in devices])
+        visible = _chosen_first(first, [device.uuid.lower() for device in devices])
     second = environ.get("HIP_VISIBLE_DEVICES", environ.get("CUDA_VISIBLE_DEVICES"))
     if second is not None:
-        visible = _choose(second, [(index, devices[index].uuid) for index in visible])
+        visible = _chosen_then(second, [(index, devices[index].uuid) for index in visible])
     return visible
 
 
-def _choose(setting: str, known: Sequence[tuple[int, str]]) -> list[int]:
-    """The ids that a setting names, up to its first entry that means nothing."""
+def _chosen_first(setting: str, uuids: Sequence[str]) -> list[int]:
+    """Numbers, and ids that may be shortened, in either case.
+
+    The first entry that means no device, several, or one for the second time, ends the list.
+    """
     chosen: list[int] = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if entry.isdecimal() and int(entry) < len(known):
-            chosen.append(known[int(entry)][0])
-            continue
-        found = [index for index, uuid in known if entry and uuid.lower() == entry.lower()]
-        if not found:
+    for entry in (part.strip().lower() for part in setting.split(",")):
+        if entry.startswith("gpu-"):
+            meant = [index for index, uuid in enumerate(uuids) if uuid.startswith(entry)]
+            if entry == "gpu-" or len(meant) != 1:
+                break
+            (number,) = meant
+        else:
+            try:
+                number = int(entry, 0)
+            except ValueError:
+                break
+        if not 0 <= number < len(uuids) or number in chosen:
             break
-        chosen.append(found[0])
+        chosen.append(number)
+    return chosen
+
+
+def _chosen_then(setting: str, known: Sequence[tuple[int, str]]) -> list[int]:
+    """Numbers as they are written plainly, and parts of ids.
+
+    An entry that means no device ends the list, and one for the second time is passed over.
+    """
+    chosen: list[int] = []
+    for entry in setting.split(","):
+        places = [
+            place for place, (_, uuid) in enumerate(known) if "GPU-" in entry and entry in uuid
+        ]
+        number = str(places[0]) if places else entry
+        if number not in map(str, range(len(known))):
+            break
+        index, _ = known[int(number)]
+        if index not in chosen:
+            chosen.append(index)
     return chosen
 
 

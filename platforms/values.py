@@ -6,7 +6,14 @@ import enum
 
 from mainboard.light_typing import NamedTuple
 
-__all__ = ["Capabilities", "CpuArchEnum", "DeviceCapability", "MemoryInfo", "PlatformEnum"]
+__all__ = [
+    "Capabilities",
+    "CpuArchEnum",
+    "DeviceCapability",
+    "MemoryInfo",
+    "PlatformEnum",
+    "cpu_architecture",
+]
 
 
 class PlatformEnum(enum.Enum):
@@ -31,6 +38,24 @@ class CpuArchEnum(enum.Enum):
     RISCV = enum.auto()
     OTHER = enum.auto()
     UNKNOWN = enum.auto()
+
+
+def cpu_architecture(machine: str) -> CpuArchEnum:
+    """The family of what `uname -m` says."""
+    name = machine.lower()
+    if not name:
+        return CpuArchEnum.UNKNOWN
+    families = {
+        CpuArchEnum.X86: ("x86", "amd64", "i386", "i486", "i586", "i686"),
+        CpuArchEnum.ARM: ("arm", "aarch"),
+        CpuArchEnum.POWERPC: ("ppc", "powerpc"),
+        CpuArchEnum.S390X: ("s390x",),
+        CpuArchEnum.RISCV: ("riscv",),
+    }
+    return next(
+        (family for family, prefixes in families.items() if name.startswith(prefixes)),
+        CpuArchEnum.OTHER,
+    )
 
 
 class DeviceCapability(NamedTuple):

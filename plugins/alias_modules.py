@@ -88,6 +88,8 @@ def make_spec(name: str, loader: Any) -> ModuleSpec:
     # there: the folder does not exist.
     folder = os.path.join(os.path.dirname(alias_table.__file__), *name.split("."))
     spec.submodule_search_locations = [folder]
+    # Known beforehand: to find out, the import system asks for each folder whether it is in a zip.
+    sys.path_importer_cache[folder] = None
     return spec
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EntryPoint", "entries_of", "identity", "normalize", "parse", "read", "scan"]
 
-_CHUNK = 1 << 16
+# More than nearly every file here has, and little to clear for a thousand of them.
+_CHUNK = 1 << 12
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -126,7 +127,9 @@ def entries_of(metadata: str, wanted: Callable[[str], bool], hint: bytes) -> lis
         wanted: which groups to keep.
         hint: bytes without which no wanted group can be in the file, searched before parsing.
     """
-    content = read(metadata + os.sep + "entry_points.txt")
+    path = metadata + os.sep + "entry_points.txt"
+    # Most distributions have none. To ask first takes a third of what a failing open does.
+    content = read(path) if os.access(path, os.F_OK) else None
     if content is None or hint not in content:
         return []
     rows = [row for row in parse(content.decode("utf-8", "replace")) if wanted(row[0])]

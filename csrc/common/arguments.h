@@ -19,6 +19,10 @@ inline bool is_fp8(DType t) {
 #endif
   return t == DType::e4m3 || t == DType::e5m2;
 }
+// Whether rows of `t` are kept as `stored`; int8 where the library has it.
+inline bool is_stored_as(DType t, DType stored, bool int8) {
+  return stored == t || is_fp8(stored) || (int8 && stored == DType::i8);
+}
 
 inline bool is_rows(const Tensor& t, int64_t dims) {
   return t.dim() == dims && (t.stride(dims - 1) == 1 || t.size(dims - 1) <= 1);
@@ -39,11 +43,11 @@ inline void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, c
                             const std::optional<Tensor>& lse, const Tensor& cu_queries,
                             const std::optional<Tensor>& cu_keys,
                             const std::optional<Tensor>& used_keys,
-                            const std::optional<Tensor>& table) {
+                            const std::optional<Tensor>& table, bool int8 = false) {
   const int64_t dims = table ? 4 : 3;
   require(is_rows(q, 3) && is_float(q.dtype()), "q is not rows of a served dtype");
   require(is_rows(k, dims) && is_rows(v, dims), "k or v is not rows");
-  require(k.dtype() == v.dtype() && (k.dtype() == q.dtype() || is_fp8(k.dtype())),
+  require(k.dtype() == v.dtype() && is_stored_as(q.dtype(), k.dtype(), int8),
           "k or v has another dtype");
   for (int64_t d = 0; d + 1 < dims; ++d) require(k.size(d) == v.size(d), "v does not fit k");
   require(k.size(dims - 1) == q.size(2), "k does not fit q");
@@ -83,12 +87,12 @@ inline void check_attention_options(int64_t left, int64_t right, double softcap,
 inline void check_reshape_and_cache(const Tensor& key, const Tensor& value, const Tensor& key_cache,
                                     const Tensor& value_cache, const Tensor& slots,
                                     const std::optional<Tensor>& k_scale,
-                                    const std::optional<Tensor>& v_scale) {
+                                    const std::optional<Tensor>& v_scale, bool int8 = false) {
   const std::pair<const Tensor&, const Tensor&> pairs[] = {{key, key_cache}, {value, value_cache}};
   for (const auto& [rows, cache] : pairs) {
     require(is_rows(rows, 3) && is_float(rows.dtype()), "key or value is not rows");
     require(is_rows(cache, 4) && is_page(cache.size(1)), "a cache is not pages of rows");
-    require(cache.dtype() == rows.dtype() || is_fp8(cache.dtype()), "a cache has another dtype");
+    require(is_stored_as(rows.dtype(), cache.dtype(), int8), "a cache has another dtype");
     require(cache.size(2) == rows.size(1) && cache.size(3) == rows.size(2), "a cache does not fit");
   }
   for (int64_t d = 0; d < 3; ++d) {
@@ -104,10 +108,10 @@ inline void check_reshape_and_cache(const Tensor& key, const Tensor& value, cons
 inline void check_mla_decode(const Tensor& q, const Tensor& cache, const Tensor& out,
                              const std::optional<Tensor>& lse, const Tensor& cu_queries,
                              const Tensor& used_keys, const Tensor& table,
-                             const std::optional<Tensor>& scale) {
+                             const std::optional<Tensor>& scale, bool int8 = false) {
   require(is_rows(q, 3) && is_float(q.dtype()), "q is not rows of a served dtype");
   require(is_rows(cache, 3) && is_page(cache.size(1)), "kv_cache is not pages of rows");
-  require(cache.dtype() == q.dtype() || is_fp8(cache.dtype()), "kv_cache has another dtype");
+  require(is_stored_as(q.dtype(), cache.dtype(), int8), "kv_cache has another dtype");
   require(cache.size(2) == q.size(2), "kv_cache does not fit q");
   require(is_rows(out, 3) && out.dtype() == q.dtype() && out.size(0) == q.size(0) &&
               out.size(1) == q.size(1) && out.size(2) > 0 && out.size(2) <= q.size(2),
@@ -129,12 +133,12 @@ inline void check_mla_decode(const Tensor& q, const Tensor& cache, const Tensor&
 
 inline void check_concat_and_cache_mla(const Tensor& latent, const Tensor& rotary,
                                        const Tensor& cache, const Tensor& slots,
-                                       const std::optional<Tensor>& scale) {
+                                       const std::optional<Tensor>& scale, bool int8 = false) {
   require(is_rows(latent, 2) && is_rows(rotary, 2) && is_float(latent.dtype()) &&
               rotary.dtype() == latent.dtype(),
           "kv_c or k_pe is not rows");
   require(is_rows(cache, 3) && is_page(cache.size(1)), "kv_cache is not pages of rows");
-  require(cache.dtype() == latent.dtype() || is_fp8(cache.dtype()), "kv_cache has another dtype");
+  require(is_stored_as(latent.dtype(), cache.dtype(), int8), "kv_cache has another dtype");
   require(cache.size(2) == latent.size(1) + rotary.size(1), "kv_cache does not fit");
   require(slots.dtype() == DType::i64 && is_contiguous_vector(slots) &&
               slots.size(0) <= latent.size(0) && slots.size(0) <= rotary.size(0),

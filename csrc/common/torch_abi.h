@@ -14,13 +14,16 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "csrc/common/dtype.h"
 
 extern "C" {
 struct AtenTensorOpaque;
+struct StableListOpaque;
 struct TorchLibraryOpaque;
 using AtenTensorHandle = AtenTensorOpaque*;
+using StableListHandle = StableListOpaque*;
 using TorchLibraryHandle = TorchLibraryOpaque*;
 using StableIValue = uint64_t;
 using AOTITorchError = int32_t;
@@ -31,6 +34,12 @@ AOTITorchError aoti_torch_get_dim(AtenTensorHandle, int64_t*);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle, int32_t*);
+AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t*);
+int32_t aoti_torch_device_type_cpu();
+
+AOTITorchError torch_list_size(StableListHandle, size_t*);
+AOTITorchError torch_list_get_item(StableListHandle, size_t index, StableIValue*);
+AOTITorchError torch_delete_list(StableListHandle);
 
 int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_float16();
@@ -39,6 +48,8 @@ int32_t aoti_torch_dtype_float8_e4m3fn();
 int32_t aoti_torch_dtype_float8_e5m2();
 int32_t aoti_torch_dtype_float8_e4m3fnuz();
 int32_t aoti_torch_dtype_float8_e5m2fnuz();
+int32_t aoti_torch_dtype_uint8();
+int32_t aoti_torch_dtype_int8();
 int32_t aoti_torch_dtype_int32();
 int32_t aoti_torch_dtype_int64();
 
@@ -69,6 +80,8 @@ inline DType dtype_from_torch(int32_t code) {
   if (code == aoti_torch_dtype_float8_e5m2()) return DType::e5m2;
   if (code == aoti_torch_dtype_float8_e4m3fnuz()) return DType::e4m3fnuz;
   if (code == aoti_torch_dtype_float8_e5m2fnuz()) return DType::e5m2fnuz;
+  if (code == aoti_torch_dtype_uint8()) return DType::u8;
+  if (code == aoti_torch_dtype_int8()) return DType::i8;
   if (code == aoti_torch_dtype_int32()) return DType::i32;
   if (code == aoti_torch_dtype_int64()) return DType::i64;
   throw std::invalid_argument("a tensor has a dtype that these kernels do not serve");
@@ -104,6 +117,11 @@ class Tensor {
   int64_t stride(int64_t d) const { return strides_[d]; }
   DType dtype() const { return dtype_; }
   AtenTensorHandle handle() const { return handle_; }
+  bool on_cpu() const {
+    int32_t type = 0;
+    check(aoti_torch_get_device_type(handle_, &type), "get_device_type");
+    return type == aoti_torch_device_type_cpu();
+  }
   int64_t numel() const {
     int64_t n = 1;
     for (int64_t d = 0; d < dim_; ++d) n *= sizes_[d];
@@ -141,6 +159,20 @@ class Arguments {
     auto handle = decode<AtenTensorHandle>(*cell);
     delete cell;
     return Tensor(handle);
+  }
+  std::vector<Tensor> tensors() {
+    auto* list = take<StableListHandle>();
+    size_t count = 0;
+    check(torch_list_size(list, &count), "list_size");
+    std::vector<Tensor> result;
+    result.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      StableIValue item = 0;
+      check(torch_list_get_item(list, i, &item), "list_get_item");
+      result.emplace_back(decode<AtenTensorHandle>(item));
+    }
+    check(torch_delete_list(list), "delete_list");
+    return result;
   }
   int64_t integer() { return take<int64_t>(); }
   double real() { return take<double>(); }

@@ -16,7 +16,13 @@ struct Reduced {
 inline Reduced reduce(Vec x) {
   const Vec shift = set1(12582912.0f + 127.0f);
   const Vec biased = fma(x, set1(1.44269504f), shift);
+#if defined(MAINBOARD_PLAIN_VECTORS)
+  // Without a fused operation the product must be exact: ln 2 in a short part and the rest.
+  const Vec less = fma(shift - biased, set1(0.693359375f), x);
+  return {biased, fma(shift - biased, set1(-2.12194440e-4f), less)};
+#else
   return {biased, fma(shift - biased, set1(0.693147182f), x)};
+#endif
 }
 
 // (e^r - 1) / r by a Chebyshev fit on that interval; relative error of e^r <= 7e-8 in float32.

@@ -3,19 +3,25 @@
 #include <type_traits>
 
 #include "csrc/cpu/amx.h"
+#include "csrc/cpu/amx_rows.h"
 #include "csrc/cpu/dot.h"
 #include "csrc/cpu/tile.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 #if defined(__AMX_BF16__)
-// Matrix tiles hold bfloat16 only; the next set serves the rest.
+// Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
+constexpr int kManyRows = kTileBlockRows;
 static bool serves(const Attention& a) { return amx_serves(a); }
-static int64_t many_rows_scratch_floats(const Attention& a) { return amx_scratch_floats(a); }
+static int64_t many_rows_scratch_floats(const Attention& a) {
+  const int64_t many = amx_scratch_floats(a), few = few_rows_scratch_floats(a);
+  return many > few ? many : few;
+}
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   attend_amx(a, w, scratch);
 }
 #else
+constexpr int kManyRows = kBlockRows;
 static bool serves(const Attention&) { return true; }
 static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
@@ -29,6 +35,9 @@ static int64_t scratch_floats(const Attention& a) {
 }
 
 static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+#if defined(__AMX_BF16__)
+  if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
+#endif
   if (dot_serves(a, w)) {
     attend_dotted(a, w, scratch);
   } else {
@@ -64,13 +73,6 @@ static float merge_rows(const float* lse, int64_t stride, int64_t parts, float s
   return sum == 0.0f ? -INFINITY : reference + std::log(sum);
 }
 
-static void merge(const float* lse, int64_t parts, int64_t dim, DType dtype, const char* const* in,
-                  char* out, float* merged_lse) {
-  const float merged =
-      merge_rows(lse, 1, parts, -INFINITY, static_cast<int>(dim), dtype, in, 1.0f, dtype, out);
-  if (merged_lse != nullptr) *merged_lse = merged;
-}
-
 static void join(const Attention& a, const Join& j) {
   const WorkItem& w = j.first;
   const int64_t rows = (w.query_end - w.query_begin) * a.group, dim = a.value_dim;
@@ -90,34 +92,21 @@ static void join(const Attention& a, const Join& j) {
   }
 }
 
-static void copy_row(DType from, const char* source, DType to, char* target, int64_t n,
-                     float factor) {
-  if (from == to) {
-    std::memcpy(target, source, n * size_of(to));
-    return;
-  }
-  constexpr int kChunk = 64;
-  float line[kChunk];
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int count = static_cast<int>(n - i < kChunk ? n - i : kChunk);
-    widen_row(from, source + i * size_of(from), line, count);
-    narrow_row(line, factor, to, target + i * size_of(to), count);
-  }
-}
-
 #define MAINBOARD_TEXT_(x) #x
 #define MAINBOARD_TEXT(x) MAINBOARD_TEXT_(x)
 
+extern const CacheKernels cache_kernels;  // isa_cache.cpp
+extern const Limits limits;               // isa_limits.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     MAINBOARD_TEXT(MAINBOARD_ISA),
-    kBlockRows,
+    kManyRows,
     serves,
     scratch_floats,
     attend,
     join,
-    merge,
-    copy_row,
+    &cache_kernels,
+    &limits,
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

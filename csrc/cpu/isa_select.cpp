@@ -9,6 +9,7 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -39,7 +40,7 @@ bool has_avx512() {
 
 // AMX must be there and, on Linux, be asked for: its registers are large, and a process that does
 // not use them does not pay for them.
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   constexpr unsigned kTiles = 1u << 24, kBFloat16 = 1u << 22;
@@ -52,15 +53,31 @@ bool has_amx() {
   return false;
 #endif
 }
+#elif defined(__aarch64__)
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBFloat16 = 1ul << 14;  // HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & kBFloat16) != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 bool runs_here(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(MAINBOARD_EMULATED_AMX)
+  if (isa == "amx") return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
   if (isa == "amx") return has_avx512() && has_amx();
+#endif
   if (isa == "avx512") return has_avx512();
   // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
   if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+  if (isa == "neon") return true;
+  if (isa == "neon_bf16") return has_neon_bf16();
 #endif
   return isa == "baseline";
 }

@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "csrc/common/dtype.h"
+#include "csrc/cpu/cache_kernels.h"
+#include "csrc/cpu/limits.h"
 
 namespace mainboard::cpu {
 
@@ -70,10 +72,8 @@ struct Kernels {
   int64_t (*scratch_floats)(const Attention&);
   void (*attend)(const Attention&, const WorkItem&, float* scratch);
   void (*join)(const Attention&, const Join&);
-  void (*merge)(const float* lse, int64_t parts, int64_t dim, DType dtype, const char* const* in,
-                char* out, float* merged_lse);
-  // Rounds one row of `from` into `to`'s format, multiplied by `factor` when the formats differ.
-  void (*copy_row)(DType from, const char* source, DType to, char* target, int64_t n, float factor);
+  const CacheKernels* cache;
+  const Limits* limits;
 };
 
 // The kernels chosen for this processor, or by name; null when `name` is not usable here.

@@ -2,35 +2,19 @@
 //
 // Devices need no check: the dispatcher comes here only when every tensor is on the CPU. What only
 // the values can tell is checked too, because reading them is free here.
+#include "csrc/cpu/operators.h"
+
 #include <atomic>
 #include <stdexcept>
 
 #include "csrc/common/arguments.h"
-#include "csrc/common/torch_abi.h"
-#include "csrc/cpu/kernels.h"
 #include "csrc/cpu/schedule.h"
+#include "csrc/cpu/views.h"
 
 namespace mainboard::cpu {
 namespace {
 
-constexpr int64_t kCopyGrain = 16;  // rows one thread should at least move
-
-// q, out and dense k, v: [tokens, heads, dim].
-Rows token_rows(const Tensor& t) {
-  return {t.data<char>(), t.dtype(), t.stride(0), 0, t.stride(1)};
-}
-// Caches: [pages, page_size, heads, dim].
-Rows page_rows(const Tensor& t) {
-  return {t.data<char>(), t.dtype(), t.stride(0), t.stride(1), t.stride(2)};
-}
-
-template <class T>
-const T* pointer(const std::optional<Tensor>& t) {
-  return t ? t->data<const T>() : nullptr;
-}
-
-// 1 when there is a scale for each head, 0 when one serves all.
-int64_t scale_stride(const std::optional<Tensor>& t) { return t && t->numel() > 1 ? 1 : 0; }
+thread_local const char* last_ran = "";
 
 int64_t window_side(int64_t size) { return size < 0 ? kUnbounded : size; }
 
@@ -47,6 +31,7 @@ float* thread_scratch(int64_t floats) {
 void run(Attention a, const Batch& batch, bool deterministic) {
   thread_local Plan plan;
   const Kernels& kernels = kernels_for(a);
+  last_ran = kernels.name;
   a.group = heads_together(a, kernels.block_rows);
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
@@ -62,6 +47,8 @@ void run(Attention a, const Batch& batch, bool deterministic) {
   parallel_for(static_cast<int64_t>(plan.joins.size()), 1,
                [&](int64_t i) { kernels.join(a, joins[i]); });
 }
+
+}  // namespace
 
 void attention(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
@@ -83,7 +70,7 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const auto slopes = in.optional_tensor(), sinks = in.optional_tensor();
   const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
   const bool deterministic = in.boolean();
-  check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
+  check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table, true);
   check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
                           k_scale, v_scale);
 
@@ -121,69 +108,62 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   run(a, batch, deterministic);
 }
 
-void reshape_and_cache(StableIValue* stack, uint64_t, uint64_t) {
+// Latent attention is attention whose one key head is a row of the cache, and its values the row's
+// front.
+void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  const Tensor key = in.tensor(), value = in.tensor();
-  const Tensor key_cache = in.tensor(), value_cache = in.tensor(), slots = in.tensor();
-  const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
-  check_reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale);
-  const Kernels& kernels = active_kernels();
-  const int64_t tokens = slots.size(0), heads = key.size(1), page = key_cache.size(1);
-  const int64_t room = key_cache.size(0) * page;
-  const int64_t* slot = slots.data<const int64_t>();
-  for (int64_t t = 0; t < tokens; ++t) {
-    if (slot[t] < -1 || slot[t] >= room) {
-      throw std::invalid_argument("slot_mapping[" + std::to_string(t) + "] is " +
-                                  std::to_string(slot[t]) + "; expected -1 to skip, or 0 to " +
-                                  std::to_string(room - 1));
-    }
-  }
-  auto write = [&](const Tensor& source, const Tensor& cache, const std::optional<Tensor>& scale,
-                   int64_t t) {
-    const Rows from = token_rows(source), to = page_rows(cache);
-    const float* scales = pointer<float>(scale);
-    for (int64_t h = 0; h < heads; ++h) {
-      const float factor = scales == nullptr ? 1.0f : 1.0f / scales[h * scale_stride(scale)];
-      kernels.copy_row(from.dtype, from.at(t, 0, h), to.dtype,
-                       to.at(slot[t] / page, slot[t] % page, h), source.size(2), factor);
-    }
-  };
-  parallel_for(tokens, kCopyGrain, [&](int64_t t) {
-    if (slot[t] < 0) return;
-    write(key, key_cache, k_scale, t);
-    write(value, value_cache, v_scale, t);
-  });
+  const Tensor q = in.tensor(), cache = in.tensor(), out = in.tensor();
+  const auto lse = in.optional_tensor();
+  const Tensor cu_queries = in.tensor(), used_keys = in.tensor(), table = in.tensor();
+  in.integer();
+  in.integer();
+  Attention a;
+  a.scale = static_cast<float>(in.real());
+  a.right = in.boolean() ? 0 : kUnbounded;
+  const auto scale = in.optional_tensor();
+  const bool deterministic = in.boolean();
+  check_mla_decode(q, cache, out, lse, cu_queries, used_keys, table, scale, true);
+
+  a.q = token_rows(q);
+  a.out = token_rows(out);
+  a.k = a.v = latent_rows(cache);
+  a.lse = lse ? lse->data<float>() : nullptr;
+  a.lse_stride = lse ? lse->stride(0) : 0;
+  a.heads = q.size(1);
+  a.kv_heads = 1;
+  a.head_dim = q.size(2);
+  a.value_dim = out.size(2);
+  a.k_scale = a.v_scale = pointer<float>(scale);
+
+  Batch batch;
+  batch.size = cu_queries.size(0) - 1;
+  batch.query_tokens = q.size(0);
+  batch.cu_queries = cu_queries.data<const int32_t>();
+  batch.used_keys = used_keys.data<const int32_t>();
+  batch.table = table.data<const int32_t>();
+  batch.table_stride = table.stride(0);
+  batch.table_width = table.size(1);
+  batch.pages = cache.size(0);
+  batch.page_size = a.page_size = cache.size(1);
+  run(a, batch, deterministic);
 }
 
-void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor out = in.tensor();
-  const auto out_lse = in.optional_tensor();
-  const Tensor a = in.tensor(), a_lse = in.tensor(), b = in.tensor(), b_lse = in.tensor();
-  check_merge(out, out_lse, a, a_lse, b, b_lse);
-  const Kernels& kernels = active_kernels();
-  const Rows to = token_rows(out), from_a = token_rows(a), from_b = token_rows(b);
-  const int64_t heads = out.size(1), dim = out.size(2);
-  parallel_for(out.size(0), kCopyGrain, [&](int64_t t) {
-    for (int64_t h = 0; h < heads; ++h) {
-      const char* rows[2] = {from_a.at(t, 0, h), from_b.at(t, 0, h)};
-      const float lse[2] = {a_lse.data<float>()[h * a_lse.stride(0) + t * a_lse.stride(1)],
-                            b_lse.data<float>()[h * b_lse.stride(0) + t * b_lse.stride(1)]};
-      float* merged = nullptr;
-      if (out_lse)
-        merged = out_lse->data<float>() + h * out_lse->stride(0) + t * out_lse->stride(1);
-      kernels.merge(lse, 2, dim, to.dtype, rows, to.at(t, 0, h), merged);
-    }
-  });
-}
+namespace {
 
 const Implementations registered = [] {
   Implementations library("CPU");
   library.add("attention", attention)
       .add("reshape_and_cache", reshape_and_cache)
-      .add("merge_attention_states", merge_attention_states);
+      .add("merge_attention_states", merge_attention_states)
+      .add("mla_decode", mla_decode)
+      .add("concat_and_cache_mla", concat_and_cache_mla);
   return library;
 }();
 
 }  // namespace
 }  // namespace mainboard::cpu
+
+// The kernels that this thread's last attention call ran on; empty before the first.
+extern "C" __attribute__((visibility("default"))) const char* mainboard_cpu_ran() {
+  return mainboard::cpu::last_ran;
+}

@@ -20,21 +20,11 @@ inline void with_type(DType dtype, Body&& body) {
       return body(static_cast<Float8E4M3*>(nullptr));
     case DType::e5m2:
       return body(static_cast<Float8E5M2*>(nullptr));
+    case DType::i8:
+      return body(static_cast<Int8*>(nullptr));
     default:
       return;  // integers are refused before a kernel is called
   }
-}
-
-// Rounds float32 into T one element at a time: for the formats that have no vector store.
-template <class T>
-inline void narrow_each(const float* from, float factor, T* to, int n) {
-  for (int i = 0; i < n; ++i) to[i] = T::from_float(from[i] * factor);
-}
-inline void narrow(const float* from, float factor, Float8E4M3* to, int n) {
-  narrow_each(from, factor, to, n);
-}
-inline void narrow(const float* from, float factor, Float8E5M2* to, int n) {
-  narrow_each(from, factor, to, n);
 }
 
 inline void widen_row(DType dtype, const char* from, float* to, int n) {
@@ -47,16 +37,21 @@ inline void narrow_row(const float* from, float factor, DType dtype, char* to, i
             [&](auto* type) { narrow(from, factor, reinterpret_cast<decltype(type)>(to), n); });
 }
 
-// Where key `position` of a sequence is stored.
-inline const char* key_row(const Rows& rows, const Sequence& s, int64_t page_size, int64_t position,
-                           int64_t head) {
-  if (s.pages == nullptr) return rows.at(s.key_begin + position, 0, head);
-  return rows.at(s.pages[position / page_size], position % page_size, head);
-}
-
+// Where keys [position, position + n) of a sequence are stored, for one head.
 inline void key_rows(const Rows& rows, const Sequence& s, int64_t page_size, int64_t position,
                      int64_t head, int n, const char** to) {
-  for (int i = 0; i < n; ++i) to[i] = key_row(rows, s, page_size, position + i, head);
+  if (n <= 0) return;
+  const bool dense = s.pages == nullptr;
+  const int64_t stride = (dense ? rows.outer : rows.inner) * size_of(rows.dtype);
+  if (dense) page_size = kUnbounded;
+  int64_t page = position / page_size, slot = position % page_size;
+  for (int i = 0; i < n; ++page, slot = 0) {
+    const char* row =
+        dense ? rows.at(s.key_begin + slot, 0, head) : rows.at(s.pages[page], slot, head);
+    const int64_t left = page_size - slot;
+    const int end = left < n - i ? i + static_cast<int>(left) : n;
+    for (; i < end; ++i, row += stride) to[i] = row;
+  }
 }
 
 // The scale of a query head's scores: the softmax scale and the cache's, in one factor.

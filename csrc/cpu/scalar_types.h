@@ -35,7 +35,7 @@ struct BFloat16 {
 // exponent on numbers and keep only the all-ones mantissa for NaN (OCP's e4m3fn).
 template <int E, int M, bool Finite>
 struct SmallFloat {
-  static constexpr int kBias = (1 << (E - 1)) - 1;
+  static constexpr int kBias = (1 << (E - 1)) - 1, kMantissaBits = M;
   static constexpr uint32_t kExponentMask = (1u << E) - 1;
   static constexpr uint32_t kMantissaMask = (1u << M) - 1;
 
@@ -91,14 +91,7 @@ struct Float8 {
     return all.values;
   }
   float to_float() const { return table()[bits]; }
-  // Saturating, as caches want it: a large value is clipped, NaN stays NaN.
-  static Derived from_float(float x) {
-    const float limit = Derived::kMax;
-    const float clipped = x > limit ? limit : (x < -limit ? -limit : x);
-    Derived result;
-    result.bits = static_cast<uint8_t>(Fmt::encode(clipped));
-    return result;
-  }
+  static constexpr int kBias = Fmt::kBias, kMantissa = Fmt::kMantissaBits;
 };
 
 struct Float8E4M3 : Float8<Float8E4M3, SmallFloat<4, 3, true>> {
@@ -106,6 +99,11 @@ struct Float8E4M3 : Float8<Float8E4M3, SmallFloat<4, 3, true>> {
 };
 struct Float8E5M2 : Float8<Float8E5M2, SmallFloat<5, 2, false>> {
   static constexpr float kMax = 57344.0f;
+};
+
+struct Int8 {
+  int8_t value;
+  float to_float() const { return value; }
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -27,9 +27,6 @@ std::string at(const char* name, int64_t i) {
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {
   return std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
 }
-int64_t cost(const Attention& a, const WorkItem& w) {
-  return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
-}
 
 // The keys that some query of the block can see.
 void narrow_keys(const Attention& a, WorkItem* w) {
@@ -69,7 +66,7 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
   const int64_t keys = w.key_end - w.key_begin;
   int64_t part = kFixedKeys;
   if (!deterministic) {
-    if (cost(a, w) <= budget) return keys;
+    if (work_cost(a, w) <= budget) return keys;
     part = std::max(kFewestKeys, budget / cost_per_key(a, w));
   }
   part = std::max(part, divide_up(keys, kMostParts));
@@ -78,7 +75,7 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
 
 void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
   int64_t total = 0;
-  for (const WorkItem& w : plan->items) total += cost(a, w);
+  for (const WorkItem& w : plan->items) total += work_cost(a, w);
   const int64_t budget = total / (threads * kItemsPerThread) + 1;
   const size_t whole = plan->items.size();
   int64_t floats = 0;
@@ -113,6 +110,10 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
 }
 
 }  // namespace
+
+int64_t work_cost(const Attention& a, const WorkItem& w) {
+  return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
+}
 
 Sequence read_sequence(const Batch& b, int64_t i) {
   Sequence s{};
@@ -163,8 +164,9 @@ void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64
     add_blocks(a, read_sequence(batch, i), block_rows, &plan->items);
   }
   split_keys(a, threads, deterministic, plan);
-  std::sort(plan->items.begin(), plan->items.end(),
-            [&](const WorkItem& x, const WorkItem& y) { return cost(a, x) > cost(a, y); });
+  std::sort(plan->items.begin(), plan->items.end(), [&](const WorkItem& x, const WorkItem& y) {
+    return work_cost(a, x) > work_cost(a, y);
+  });
 }
 
 }  // namespace mainboard::cpu

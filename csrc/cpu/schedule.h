@@ -24,6 +24,9 @@ struct Plan {
   std::vector<float> partial;  // what the items with partial results write to
 };
 
+// What an item is thought to cost, in keys times rows.
+int64_t work_cost(const Attention&, const WorkItem&);
+
 // Reads one sequence, or throws std::invalid_argument naming the entry that cannot be right.
 Sequence read_sequence(const Batch&, int64_t index);
 

@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace mainboard::cpu::MAINBOARD_ISA {
@@ -47,10 +49,35 @@ inline Vec load(const BFloat16* p) {
 inline Vec load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
+inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
   __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(raw), Fp8::table(), 4);
+  return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(raw), 8));
+}
+// A float16 whose exponent is 8 too small; all ones become NaN.
+inline Vec load(const Float8E4M3* p) {
+  __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(raw), 7),
+                                        _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  // One more unit carries all ones, and nothing else, into the bit above: half | (carried & bit).
+  const __m256i carried = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+  const __m256i all = _mm256_ternarylogic_epi32(half, carried, _mm256_set1_epi16(0x4000), 0xf8);
+  return _mm512_mul_ps(_mm512_cvtph_ps(all), _mm512_set1_ps(256.0f));
+}
+// The float16 of the same, for two vectors at once.
+inline __m512i halves_of(const Float8E5M2* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_slli_epi16(_mm512_cvtepu8_epi16(raw), 8);
+}
+inline __m512i halves_of(const Float8E4M3* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m512i half = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(raw), 7),
+                                        _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m512i carried = _mm512_add_epi16(half, _mm512_set1_epi16(0x80));
+  return _mm512_ternarylogic_epi32(half, carried, _mm512_set1_epi16(0x4000), 0xf8);
+}
+inline Vec load(const Int8* p) {
+  __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw));
 }
 inline void store(Float16* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -105,10 +132,22 @@ inline Vec load(const BFloat16* p) {
 inline Vec load(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
+inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
   __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return _mm256_i32gather_ps(Fp8::table(), _mm256_cvtepu8_epi32(raw), 4);
+  return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(raw), 8));
+}
+// A float16 whose exponent is 8 too small; all ones become NaN.
+inline Vec load(const Float8E4M3* p) {
+  __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i top = _mm_set1_epi16(0x3f80);
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(raw), 7),
+                                     _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(half, top), top);
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), _mm256_set1_ps(256.0f));
+}
+inline Vec load(const Int8* p) {
+  __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
 }
 inline void store(Float16* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -125,6 +164,69 @@ inline void store(BFloat16* p, Vec x) {
       reinterpret_cast<__m128i*>(p),
       _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1)));
 }
+
+#elif defined(__aarch64__) && !defined(MAINBOARD_PLAIN_VECTORS)
+
+using Vec = float32x4_t;
+constexpr int kLanes = 4;
+
+inline Vec zero() { return vdupq_n_f32(0.0f); }
+inline Vec set1(float x) { return vdupq_n_f32(x); }
+inline Vec load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, Vec x) { vst1q_f32(p, x); }
+inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+inline Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
+inline Vec abs(Vec a) { return vabsq_f32(a); }
+// 2^n for a float whose lowest bits are n + 127.
+inline Vec power_of_two(Vec biased) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(biased), 23));
+}
+// Where a <= b, x; elsewhere y.
+inline Vec select_le(Vec a, Vec b, Vec x, Vec y) { return vbslq_f32(vcleq_f32(a, b), x, y); }
+inline float reduce_max(Vec a) { return vmaxvq_f32(a); }
+inline float reduce_add(Vec a) { return vaddvq_f32(a); }
+
+inline Vec load(const BFloat16* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16));
+}
+inline Vec load(const Float16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+// Four bytes, and no more, in the lower half.
+inline uint8x8_t load_bytes(const void* p) {
+  uint32_t raw;
+  std::memcpy(&raw, p, sizeof raw);
+  return vreinterpret_u8_u32(vdup_n_u32(raw));
+}
+inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
+  const uint16x4_t half = vget_low_u16(vshll_n_u8(load_bytes(p), 8));
+  return vcvt_f32_f16(vreinterpret_f16_u16(half));
+}
+// A float16 whose exponent is 8 too small; all ones become NaN.
+inline Vec load(const Float8E4M3* p) {
+  const int16x4_t wide = vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_bytes(p))));
+  const uint16x4_t top = vdup_n_u16(0x3f80);
+  const uint16x4_t half = vand_u16(vreinterpret_u16_s16(vshl_n_s16(wide, 7)), vdup_n_u16(0xbf80));
+  const uint16x4_t nan = vceq_u16(vand_u16(half, top), top);
+  return vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(vorr_u16(half, nan))), 256.0f);
+}
+inline Vec load(const Int8* p) {
+  const int16x4_t wide = vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_bytes(p))));
+  return vcvtq_f32_s32(vmovl_s16(wide));
+}
+inline void store(Float16* p, Vec x) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline void store(BFloat16* p, Vec x) {
+  const bfloat16x4_t rounded = vcvt_bf16_f32(x);
+  std::memcpy(p, &rounded, sizeof rounded);
+}
+#else
+inline void store(BFloat16* p, Vec x) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(x);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint16x4_t rounded = vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+  const uint16x4_t number = vmovn_u32(vceqq_f32(x, x));
+  vst1_u16(&p->bits, vbsl_u16(number, rounded, vdup_n_u16(0x7fc0)));
+}
+#endif
 
 #else  // Any other processor: the compiler's own 128-bit vectors.
 
@@ -162,10 +264,9 @@ inline Vec load_each(const Narrow* p) {
 }
 inline Vec load(const BFloat16* p) { return load_each(p); }
 inline Vec load(const Float16* p) { return load_each(p); }
-template <class Fp8>
-inline Vec load_by_table(const Fp8* p) {
-  return load_each(p);
-}
+inline Vec load(const Float8E4M3* p) { return load_each(p); }
+inline Vec load(const Float8E5M2* p) { return load_each(p); }
+inline Vec load(const Int8* p) { return load_each(p); }
 template <class Narrow>
 inline void store_each(Narrow* p, Vec x) {
   for (int i = 0; i < kLanes; ++i) p[i] = Narrow::from_float(x[i]);
@@ -175,8 +276,11 @@ inline void store(BFloat16* p, Vec x) { store_each(p, x); }
 
 #endif
 
-inline Vec load(const Float8E4M3* p) { return load_by_table(p); }
-inline Vec load(const Float8E5M2* p) { return load_by_table(p); }
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#include "csrc/cpu/vec_bytes.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
 
 // The elements [0, count) of p, count < kLanes, and zero behind them.
 template <class T>

@@ -4,25 +4,18 @@ namespace mainboard::cuda {
 namespace {
 
 template <class T>
-DecodeKernel describe(DType type) {
+LatentKernel describe(DType type) {
   using S = Latent<T>;
-  return {type,
-          type,
-          S::key_dim,
-          S::row_tiles,
-          reinterpret_cast<const void*>(latent_decode<S>),
-          S::shared_bytes,
-          1,
-          S::threads};
+  return {type, reinterpret_cast<const void*>(latent_decode<S>), S::shared_bytes, S::threads};
 }
 
 }  // namespace
 
-const DecodeKernel* find_latent(DType type) {
-  static const DecodeKernel kernels[] = {describe<__nv_bfloat16>(DType::bf16),
+const LatentKernel* find_latent(DType type) {
+  static const LatentKernel kernels[] = {describe<__nv_bfloat16>(DType::bf16),
                                          describe<__half>(DType::f16)};
-  for (const DecodeKernel& kernel : kernels) {
-    if (kernel.query == type) return &kernel;
+  for (const LatentKernel& kernel : kernels) {
+    if (kernel.type == type) return &kernel;
   }
   return nullptr;
 }

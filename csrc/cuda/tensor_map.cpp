@@ -27,7 +27,8 @@ decltype(&cuTensorMapEncodeTiled) find_encode() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-CUtensorMap encode(const Tensor& tensor, int64_t columns, const Axis* axes, uint32_t rank) {
+CUtensorMap encode(const void* data, DType dtype, int64_t columns, const Axis* axes,
+                   uint32_t rank) {
   static const auto encode_tiled = find_encode();
   cuuint64_t sizes[4] = {static_cast<cuuint64_t>(columns)}, strides[3] = {};
   cuuint32_t box[4] = {64}, steps[4] = {1, 1, 1, 1};
@@ -38,17 +39,21 @@ CUtensorMap encode(const Tensor& tensor, int64_t columns, const Axis* axes, uint
     strides[i] = static_cast<cuuint64_t>(axes[i].size > 1 ? axes[i].stride_bytes : kAlignment);
     box[i + 1] = static_cast<cuuint32_t>(axes[i].box);
   }
-  const auto type = tensor.dtype() == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const auto type =
+      dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   CUtensorMap map;
   const CUresult error =
-      encode_tiled(&map, type, rank, tensor.data<void>(), sizes, strides, box, steps,
+      encode_tiled(&map, type, rank, const_cast<void*>(data), sizes, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     throw std::runtime_error("the driver refused a tensor map: error " + std::to_string(error));
   }
   return map;
+}
+
+CUtensorMap encode(const Tensor& tensor, const Axis* axes, uint32_t rank) {
+  return encode(tensor.data<void>(), tensor.dtype(), tensor.size(tensor.dim() - 1), axes, rank);
 }
 
 }  // namespace
@@ -68,7 +73,7 @@ CUtensorMap map_queries(const Tensor& q, int heads, int rows) {
   const int64_t size = size_of(q.dtype());
   const Axis axes[] = {{q.size(1), q.stride(1) * size, heads},
                        {q.size(0), q.stride(0) * size, rows}};
-  return encode(q, q.size(2), axes, 3);
+  return encode(q, axes, 3);
 }
 
 CUtensorMap map_keys(const Tensor& k, int rows) {
@@ -77,7 +82,20 @@ CUtensorMap map_keys(const Tensor& k, int rows) {
   const Axis row = {k.size(d - 3), k.stride(d - 3) * size, rows};
   const Axis page = d == 4 ? Axis{k.size(0), k.stride(0) * size, 1} : Axis{1, 0, 1};
   const Axis axes[] = {head, row, page};
-  return encode(k, k.size(d - 1), axes, 4);
+  return encode(k, axes, 4);
+}
+
+CUtensorMap map_rows(const void* data, DType type, int64_t count, int64_t dim, int64_t distance,
+                     int rows) {
+  const Axis axes[] = {{count, distance * size_of(type), rows}, {1, 0, 1}};
+  return encode(data, type, dim, axes, 3);
+}
+
+CUtensorMap map_latent(const Tensor& cache, int rows) {
+  const int64_t size = size_of(cache.dtype());
+  const Axis axes[] = {{cache.size(1), cache.stride(1) * size, rows},
+                       {cache.size(0), cache.stride(0) * size, 1}};
+  return encode(cache, axes, 3);
 }
 
 }  // namespace mainboard::cuda

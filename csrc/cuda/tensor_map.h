@@ -16,5 +16,10 @@ bool can_map(const Tensor& tensor);
 // of 128 bytes, swizzled by 128 bytes, heads next to each other.
 CUtensorMap map_queries(const Tensor& tensor, int heads, int rows);
 CUtensorMap map_keys(const Tensor& tensor, int rows);
+// The same of `count` rows of `dim`, `distance` elements apart: coordinates (column, row, 0).
+CUtensorMap map_rows(const void* data, DType type, int64_t count, int64_t dim, int64_t distance,
+                     int rows);
+// The same of `[pages, rows, dim]`, with coordinates (column, row, page).
+CUtensorMap map_latent(const Tensor& tensor, int rows);
 
 }  // namespace mainboard::cuda

@@ -42,15 +42,19 @@ __device__ inline void hold(float (&sums)[n]) {
   for (int i = 0; i < n; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 // Waits until at most `pending` groups are under way; `sums` are those of one that has ended.
+template <int pending>
+__device__ inline void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
 template <int pending, int n>
 __device__ inline void wait_for_products(float (&sums)[n]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+  wait_for_products<pending>();
   hold(sums);
 }
 
 // 64 x n products of 16-bit T, summed in float32. `add` = 0 starts new sums.
-//   rows: d += a b', both operands in shared memory with contiguous rows.
-//   columns: d += a b, a from registers.
+//   rows: d += a b', columns: d += a b; a from registers, or from shared memory with contiguous
+//   rows.
 template <class T, int n>
 struct Product;
 
@@ -94,37 +98,39 @@ struct Product;
   MAINBOARD_SUMS_128, MAINBOARD_D8(64), MAINBOARD_D8(72), MAINBOARD_D8(80), MAINBOARD_D8(88)
 #define MAINBOARD_SUMS_256 \
   MAINBOARD_SUMS_192, MAINBOARD_D8(96), MAINBOARD_D8(104), MAINBOARD_D8(112), MAINBOARD_D8(120)
-#define MAINBOARD_ROWS(ptx, n, a, b, add_operand)                                          \
-  static __device__ void rows(float (&d)[n / 2], uint64_t left, uint64_t right, int add) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_operand                           \
-                 ", 0;\n"                                                                  \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." ptx "." ptx             \
-                 " {" MAINBOARD_REGISTERS_##n "}, " a ", " b ", p, 1, 1, 0, 0;\n}"         \
-                 : MAINBOARD_SUMS_##n                                                      \
-                 : "l"(left), "l"(right), "r"(add));                                       \
+#define MAINBOARD_FROM_SHARED(name, columns, ptx, n, a, b, add_operand)                      \
+  static __device__ void name(float (&d)[n / 2], uint64_t left, uint64_t right, int add) {   \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_operand                             \
+                 ", 0;\n"                                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." ptx "." ptx               \
+                 " {" MAINBOARD_REGISTERS_##n "}, " a ", " b ", p, 1, 1, 0, " columns ";\n}" \
+                 : MAINBOARD_SUMS_##n                                                        \
+                 : "l"(left), "l"(right), "r"(add));                                         \
   }
-#define MAINBOARD_COLUMNS(ptx, n, a0, a1, a2, a3, b, add_operand)                                 \
-  static __device__ void columns(float (&d)[n / 2], const uint32_t* left, uint64_t right,         \
-                                 int add) {                                                       \
+#define MAINBOARD_FROM_REGISTERS(name, columns, ptx, n, a0, a1, a2, a3, b, add_operand)           \
+  static __device__ void name(float (&d)[n / 2], const uint32_t* left, uint64_t right, int add) { \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_operand                                  \
                  ", 0;\n"                                                                         \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." ptx "." ptx                    \
                  " {" MAINBOARD_REGISTERS_##n "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b           \
-                                              ", p, 1, 1, 1;\n}"                                  \
+                                              ", p, 1, 1, " columns ";\n}"                        \
                  : MAINBOARD_SUMS_##n                                                             \
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(add)); \
   }
+#define MAINBOARD_METHODS(ptx, n, o0, o1, o2, o3, o4, o5)             \
+  MAINBOARD_FROM_SHARED(rows, "0", ptx, n, o0, o1, o2)                \
+  MAINBOARD_FROM_SHARED(columns, "1", ptx, n, o0, o1, o2)             \
+  MAINBOARD_FROM_REGISTERS(rows, "0", ptx, n, o0, o1, o2, o3, o4, o5) \
+  MAINBOARD_FROM_REGISTERS(columns, "1", ptx, n, o0, o1, o2, o3, o4, o5)
 // Operands are numbered after the n / 2 sums.
 #define MAINBOARD_PRODUCT(n, o0, o1, o2, o3, o4, o5)     \
   template <>                                            \
   struct Product<__nv_bfloat16, n> {                     \
-    MAINBOARD_ROWS("bf16", n, o0, o1, o2)                \
-    MAINBOARD_COLUMNS("bf16", n, o0, o1, o2, o3, o4, o5) \
+    MAINBOARD_METHODS("bf16", n, o0, o1, o2, o3, o4, o5) \
   };                                                     \
   template <>                                            \
   struct Product<__half, n> {                            \
-    MAINBOARD_ROWS("f16", n, o0, o1, o2)                 \
-    MAINBOARD_COLUMNS("f16", n, o0, o1, o2, o3, o4, o5)  \
+    MAINBOARD_METHODS("f16", n, o0, o1, o2, o3, o4, o5)  \
   };
 MAINBOARD_PRODUCT(32, "%16", "%17", "%18", "%19", "%20", "%21")
 MAINBOARD_PRODUCT(64, "%32", "%33", "%34", "%35", "%36", "%37")
@@ -165,8 +171,9 @@ MAINBOARD_PRODUCT(256, "%128", "%129", "%130", "%131", "%132", "%133")
 #undef MAINBOARD_SUMS_128
 #undef MAINBOARD_SUMS_192
 #undef MAINBOARD_SUMS_256
-#undef MAINBOARD_ROWS
-#undef MAINBOARD_COLUMNS
+#undef MAINBOARD_FROM_SHARED
+#undef MAINBOARD_FROM_REGISTERS
+#undef MAINBOARD_METHODS
 #undef MAINBOARD_PRODUCT
 
 }  // namespace mainboard::cuda

@@ -5,11 +5,12 @@ Each has the signature of its schema. `mainboard.kernels.gpu_dispatch` calls the
 (`mainboard.kernels.triton.traced`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from mainboard.kernels import validate
+from mainboard.kernels import reference, validate
 from mainboard.kernels.reference import FP8_LIMITS
 from mainboard.kernels.triton.attend import attention, mla_decode
 from mainboard.kernels.triton.device.cache import write_kernel
@@ -21,9 +22,11 @@ from mainboard.kernels.triton.tiles import padded
 __all__ = [
     "attention",
     "concat_and_cache_mla",
+    "copy_blocks",
     "merge_attention_states",
     "mla_decode",
     "reshape_and_cache",
+    "swap_blocks",
 ]
 
 
@@ -83,6 +86,28 @@ def concat_and_cache_mla(
     rows, latent = kv_cache.unsqueeze(2), kv_c.shape[-1]
     _write(wrap, kv_c.unsqueeze(1), rows[..., :latent], slot_mapping, kv_scale)
     _write(wrap, k_pe.unsqueeze(1), rows[..., latent:], slot_mapping, kv_scale)
+
+
+def copy_blocks(caches: Sequence[Tensor], block_mapping: Tensor) -> None:
+    """Run `mainboard::copy_blocks`: PyTorch's indexing moves pages as fast as a kernel could.
+
+    Raises:
+        TypeError: a mapping that is not int64.
+        ValueError: shapes, strides or devices that do not fit together.
+    """
+    validate.copy_blocks(caches, block_mapping)
+    reference.copy_blocks(caches, block_mapping)
+
+
+def swap_blocks(src: Tensor, dst: Tensor, block_mapping: Tensor) -> None:
+    """Run `mainboard::swap_blocks`, as PyTorch copies between devices.
+
+    Raises:
+        TypeError: dtypes that differ, or a mapping that is not int64.
+        ValueError: shapes, strides or devices that do not fit together, or pages out of range.
+    """
+    validate.swap_blocks(src, dst, block_mapping)
+    reference.swap_blocks(src, dst, block_mapping)
 
 
 def merge_attention_states(

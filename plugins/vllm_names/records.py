@@ -1,22 +1,80 @@
-"""Dataclasses whose constructor, comparison and text are here, not compiled for each class.
+"""Dataclasses that are made when somebody asks for their fields.
 
-Compiling them for some thirty configurations takes longer than everything else that the vllm alias
-imports.
+To import `dataclasses`, and to look through the annotations of some thirty configurations, takes as
+long as everything else that the vllm alias imports. Most programs never ask: they read and subclass
+the classes. What `dataclass` compiles for each (constructor, comparison, text) is written here once.
 """
 
-from dataclasses import MISSING, InitVar, dataclass, fields
-from functools import partial
-from typing import Any, ClassVar, dataclass_transform
+from _thread import RLock
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
-__all__ = ["Config", "Record", "configuration"]
+if TYPE_CHECKING:
+    from dataclasses import InitVar, field
+else:
 
-_dataclass = partial(dataclass, init=False, repr=False, eq=False)
+    class field:
+        """What `dataclasses.field` will be called with."""
+
+        def __init__(self, **options):
+            self.options = options
+
+    class InitVar:
+        """What `dataclasses.InitVar` will be of."""
+
+        def __init__(self, kind):
+            self.kind = kind
+
+        __class_getitem__ = classmethod(lambda cls, kind: cls(kind))
+
+
+__all__ = ["Config", "InitVar", "Record", "configuration", "field"]
+
+_lock = RLock()
 
 
 @dataclass_transform()
 def configuration(cls: type[Any]) -> Any:
     """Decorate a configuration: its annotations become fields, as `dataclass` makes them."""
-    return _dataclass(cls)
+    marks = {name: value for name, value in vars(cls).items() if type(value) is field}
+    for name, mark in marks.items():
+        # On the class itself a field is its default, or is not there.
+        if "default" in mark.options:
+            setattr(cls, name, mark.options["default"])
+        else:
+            delattr(cls, name)
+    for name in _Later.NAMES:
+        setattr(cls, name, _Later(cls, name, marks))
+    return cls
+
+
+class _Later:
+    """What `dataclass` gives a class, until it is read; then it is that."""
+
+    NAMES = ("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__replace__")
+
+    def __init__(self, cls: type[Any], name: str, marks: dict[str, Any]) -> None:
+        self._cls, self._name, self._marks = cls, name, marks
+
+    def __get__(self, instance: object, owner: type[Any]) -> Any:
+        with _lock:
+            # Unless another thread was faster.
+            if vars(self._cls).get(self._name) is self:
+                self._make()
+        return getattr(owner if instance is None else instance, self._name)
+
+    def _make(self) -> None:
+        import dataclasses
+
+        cls = self._cls
+        for name in self.NAMES:
+            delattr(cls, name)
+        for name, mark in self._marks.items():
+            setattr(cls, name, dataclasses.field(**mark.options))
+        cls.__annotations__ = {
+            name: dataclasses.InitVar(vars(kind)["kind"]) if type(kind) is InitVar else kind
+            for name, kind in cls.__annotations__.items()
+        }
+        dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
 
 
 class Record:
@@ -25,6 +83,8 @@ class Record:
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init__(self, *values: Any, **named: Any) -> None:
+        from dataclasses import MISSING, InitVar, fields
+
         takes = _arguments(type(self))
         given = dict(zip(takes, values, strict=False))
         wrong = [name for name in named if name in given or name not in takes]
@@ -63,6 +123,8 @@ class Record:
     __hash__ = None  # type: ignore[assignment]
 
     def _values(self, use: str) -> list[tuple[str, Any]]:
+        from dataclasses import fields
+
         return [
             (each.name, getattr(self, each.name)) for each in fields(self) if getattr(each, use)
         ]
@@ -80,6 +142,8 @@ class Config(Record):
 
 def _arguments(cls: type[Any]) -> dict[str, Any]:
     """What the constructor takes, in order: fields, and values for `__post_init__` alone."""
+    from dataclasses import InitVar, fields
+
     stored = {each.name for each in fields(cls) if each.init}
     return {
         name: each
@@ -89,4 +153,6 @@ def _arguments(cls: type[Any]) -> dict[str, Any]:
 
 
 def _default(field: Any) -> Any:
+    from dataclasses import MISSING
+
     return field.default if field.default_factory is MISSING else field.default_factory()

@@ -1,12 +1,10 @@
 """How a request wants its tokens chosen, or its embeddings made."""
 
-import copy
-from dataclasses import field
 from enum import Enum, IntEnum
 from functools import cached_property
 from typing import Any
 
-from mainboard.plugins.vllm_names.records import Record, configuration
+from mainboard.plugins.vllm_names.records import Record, configuration, field
 
 __all__ = [
     "BeamSearchParams",
@@ -177,7 +175,9 @@ class SamplingParams(Record):
 
     def clone(self) -> "SamplingParams":
         """A copy that can be changed without changing this one."""
-        return copy.deepcopy(self)
+        from copy import deepcopy
+
+        return deepcopy(self)
 
     @classmethod
     def from_optional(cls, max_tokens: int | None = 16, **given: Any) -> "SamplingParams":
@@ -220,4 +220,6 @@ class PoolingParams(Record):
 
     def clone(self) -> "PoolingParams":
         """A copy that can be changed without changing this one."""
-        return copy.deepcopy(self)
+        from copy import deepcopy
+
+        return deepcopy(self)

@@ -1,7 +1,8 @@
 """What one stage of a pipeline hands to the next."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from mainboard.plugins.vllm_names.records import Record, configuration
 
 if TYPE_CHECKING:
     from collections.abc import ItemsView
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["IntermediateTensors"]
 
 
-@dataclass(eq=False)
-class IntermediateTensors:
+@configuration
+class IntermediateTensors(Record):
     """Tensors by name, such as hidden states and residuals; a slice takes that part of each."""
 
     tensors: "dict[str, torch.Tensor]"
@@ -36,8 +37,6 @@ class IntermediateTensors:
         return names == other.tensors.keys() and all(
             self.tensors[name].equal(other.tensors[name]) for name in names
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
     def items(self) -> "ItemsView[str, torch.Tensor]":
         """The names with their tensors."""

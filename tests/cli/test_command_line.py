@@ -13,8 +13,8 @@ import mainboard as package
 from mainboard.cli import COMMANDS
 
 ESCAPE = re.compile(r"\x1b\[")
-# What a command cannot do without.
-ARGUMENTS = {"new-platform": ["acme"], "tune": ["tiles.json"]}
+# What a command cannot do without, or not in a moment.
+ARGUMENTS = {"bench": ["--list"], "new-platform": ["acme"], "tune": ["tiles.json"]}
 # What a sound machine without a device gives, where it is not 0.
 EXITS = {"tune": 1}
 

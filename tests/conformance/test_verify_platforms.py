@@ -65,6 +65,11 @@ def test_the_fake_device_conforms(run: Callable[..., Any], tmp_path: Path) -> No
     assert report["platform"]["provider"] == "mainboard-fake-device 0.1.0"
 
 
+def test_no_check_is_without_a_planted_fault() -> None:
+    """A check that was never seen to fail might not be able to."""
+    assert set(planted()) == set(all_checks())
+
+
 @pytest.mark.install
 @pytest.mark.multiprocess
 def test_every_planted_fault_is_named(run: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ def bytes_of(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("cache_dtype", [None, *FP8])
+@pytest.mark.parametrize("cache_dtype", [None, *FP8, torch.int8])
 @pytest.mark.parametrize("backend_layout", [False, True])
 def test_cache_holds_what_the_reference_holds(
     dtype: torch.dtype, cache_dtype: torch.dtype | None, backend_layout: bool
@@ -27,7 +27,7 @@ def test_cache_holds_what_the_reference_holds(
     key, value = torch.randn(2, 40, 3, 72).to(dtype).unbind(0)
     key[3, 1, :4] = torch.tensor([float("nan"), 1e9, -1e9, 0.0]).to(dtype)
     shape = CpuAttentionBackend.get_kv_cache_shape(6, 16, 3, 72)
-    kv = torch.randn(shape).to(stored)
+    kv = (torch.randn(shape) * 40).to(stored)
     pair = CpuAttentionBackend.split_kv_cache(kv)
     if not backend_layout:
         pair = tuple(x.contiguous() for x in pair)
@@ -59,6 +59,16 @@ def test_every_bfloat16_rounds_to_fp8_as_torch_does(cache_dtype: torch.dtype) ->
     nan = want.float().isnan()
     assert torch.equal(got.float().isnan(), nan)
     assert torch.equal(got.view(torch.uint8)[~nan], want.view(torch.uint8)[~nan])
+
+
+def test_int8_rounds_to_even_and_saturates() -> None:
+    """Halves go to the even neighbour, what is too large to the end of the range, NaN to 0."""
+    row = torch.tensor([0.5, 1.5, -0.5, -1.5, 2.5, 126.5, 127.5, 1e9, -128.5, -1e9, 0.49, -2.5])
+    key = torch.cat([row, torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])])
+    caches = [torch.zeros(1, 16, 1, 16, dtype=torch.int8) for _ in range(2)]
+    reshape_and_cache(key.view(1, 1, 16), key.view(1, 1, 16), *caches, torch.tensor([3]))
+    want = [0, 2, 0, -2, 2, 126, 127, 127, -128, -128, 0, -2, 0, 127, -128, 0]
+    assert caches[0][0, 3, 0].tolist() == want
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -113,6 +123,21 @@ def test_merge_does_not_read_an_empty_part() -> None:
     out, merged = merge_attention_states(nan, nothing, nan, nothing)
     assert torch.equal(out, torch.zeros_like(a))
     assert torch.equal(merged, nothing)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 16, 21])
+@pytest.mark.parametrize("dim", [8, 40, 128])
+def test_merge_is_the_references(heads: int, dim: int) -> None:
+    """Any number of heads and any dimension, with parts that outweigh each other by any factor."""
+    a, b = torch.randn(2, 5, heads, dim).unbind(0)
+    a_lse, b_lse = (torch.randn(2, heads, 5) * 30).unbind(0)
+    a_lse[0, 1] = b_lse[0, 2] = float("-inf")
+    b[2, 0] = a[1, 0] = float("nan")
+    want, want_lse = torch.empty_like(a), torch.empty_like(a_lse)
+    reference.merge_attention_states(want, want_lse, a, a_lse, b, b_lse)
+    got, got_lse = merge_attention_states(a, a_lse, b, b_lse)
+    torch.testing.assert_close(got, want, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(got_lse, want_lse, rtol=1e-6, atol=1e-6)
 
 
 def test_merge_in_place() -> None:

@@ -80,6 +80,38 @@ def test_what_is_not_compiled_is_refused_with_the_reason(
     assert reason in why
 
 
+LATENT = Request(
+    operator="mla_decode", device="cuda", dtype=torch.bfloat16, cache_dtype=torch.bfloat16,
+    head_dim=576, value_dim=512, page_size=64, heads=128,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"page_size": 48}, {"queries": 3}, {"heads": 5}])
+def test_latent_attention_is_served(changes: dict[str, object]) -> None:
+    """Any heads, queries and pages, in both 16-bit formats."""
+    asked = replace(LATENT, **changes)  # type: ignore[arg-type]
+    assert cuda_support.refuses(asked) == []
+    half = replace(asked, dtype=torch.float16, cache_dtype=torch.float16, deterministic=True)
+    assert cuda_support.refuses(half) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": torch.float32}, "only bfloat16 and float16"),
+        ({"cache_dtype": torch.float8_e4m3fn}, "another dtype"),
+        ({"head_dim": 320, "value_dim": 256}, "320 and 256 columns"),
+        ({"queries": 64, "deterministic": True}, "the same bits in every batch"),
+    ],
+)
+def test_latent_attention_that_is_not_compiled_is_refused(
+    changes: dict[str, object], reason: str
+) -> None:
+    """Each refusal names what is so."""
+    (why,) = cuda_support.refuses(replace(LATENT, **changes))  # type: ignore[arg-type]
+    assert reason in why
+
+
 def test_the_library_loads_where_torch_has_no_cuda() -> None:
     """It was linked to no CUDA library of torch's, so that any torch of its ABI takes it."""
     info = build_info.library("cuda")

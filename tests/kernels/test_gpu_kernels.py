@@ -6,14 +6,16 @@ import torch
 from mainboard.kernels import (
     attention,
     concat_and_cache_mla,
+    copy_blocks,
     merge_attention_states,
     mla_decode,
     reference,
     reshape_and_cache,
+    swap_blocks,
     warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
-from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+from mainboard.testing.attention_cases import AttentionCase, assert_close, check_case, draw_case
 from mainboard.testing.attention_list import REQUIRED
 
 pytestmark = [
@@ -51,6 +53,21 @@ def test_drawn_case(seed: int) -> None:
 def test_larger_case(case: AttentionCase) -> None:
     """Shapes that take several tiles and shares of the keys agree with the float64 reference."""
     check_case(case, "cuda")
+
+
+@pytest.mark.parametrize("bound", [1200, 1 << 20])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_short_call_under_any_bound(head_dim: int, bound: int) -> None:
+    """How long sequences could be changes who joins their parts, not what comes out."""
+    case = AttentionCase(
+        (1, 4, 0, 1), (1200, 37, 5, 640), 8, 2, head_dim, dtype=torch.bfloat16, page_size=16
+    )
+    given = case.inputs("cuda")
+    options = given.options | {"max_seqlen_k": bound}
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **options)
+    expected, expected_lse = case.expected(given)
+    assert_close(out, expected, case, extra=2.0**-8 * case.weighed_magnitude(given))
+    assert_close(lse, expected_lse, case, "lse")
 
 
 def test_softcap_of_huge_scores() -> None:
@@ -221,6 +238,22 @@ def test_merge_is_the_references(dtype: torch.dtype, dim: int) -> None:
     torch.testing.assert_close(lse, want_lse)
 
 
+@pytest.mark.parametrize("wider", [0, 1, 8])
+def test_latent_queries_lie_in_any_order(wider: int) -> None:
+    """Heads outside tokens, and rows that do not begin at multiples of 16 bytes."""
+    q = torch.randn(6, 16, 576 + wider, device="cuda").bfloat16()[..., :576]
+    cache = torch.randn(9, 64, 576, device="cuda").bfloat16()
+    options = {
+        "cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32, device="cuda"),
+        "seqused_k": torch.tensor([300, 64], dtype=torch.int32, device="cuda"),
+        "block_table": torch.randperm(9, device="cuda").int()[None].repeat(2, 1),
+        "max_seqlen_q": 4, "max_seqlen_k": 300, "softmax_scale": 0.07,
+    }  # fmt: skip
+    want = mla_decode(q.contiguous(), cache, **options)
+    for layout in (q, q.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert torch.equal(mla_decode(layout, cache, **options), want)
+
+
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])
 @pytest.mark.parametrize("heads", [1, 16, 40, 128])
 def test_latent_attention(heads: int, cache_dtype: torch.dtype | None) -> None:
@@ -259,3 +292,32 @@ def test_latent_attention(heads: int, cache_dtype: torch.dtype | None) -> None:
     )  # fmt: skip
     torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8, *FP8_DTYPES])
+@pytest.mark.parametrize("shape", [(16, 8, 128), (16, 3, 5), (32, 576)])
+def test_copied_pages(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Pages are copied in every cache of a call, those of a pair with -1 and others stay."""
+    caches = [torch.randint(0, 255, (20, 2, *shape), device="cuda").to(dtype)[:, i] for i in (0, 1)]
+    pairs = torch.tensor([[3, 4], [3, 19], [-1, 5], [6, -1], [0, 7]])
+    expected = [cache.clone() for cache in caches]
+    reference.copy_blocks(expected, pairs.cuda())
+    copy_blocks(caches, pairs.cuda())
+    for got, want in zip(caches, expected, strict=True):
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_swapped_pages_come_back(pinned: bool) -> None:
+    """Pages go to the host and come back to other places, in runs and alone."""
+    there = torch.randn(12, 16, 2, 64, device="cuda").bfloat16()
+    host = torch.zeros(9, 16, 2, 64, dtype=torch.bfloat16, pin_memory=pinned)
+    out = torch.tensor([[3, 0], [4, 1], [5, 2], [9, 8], [0, 4]])
+    swap_blocks(there, host, out)
+    torch.cuda.synchronize()
+    assert torch.equal(host[out[:, 1]], there.cpu()[out[:, 0]])
+    back = torch.tensor([[0, 11], [1, 10], [8, 7]])
+    swap_blocks(host, there, back)
+    assert torch.equal(there.cpu()[back[:, 1]], host[back[:, 0]])
+    swap_blocks(there, there, torch.tensor([[11, 1]]))
+    assert torch.equal(there[1], there[11])

@@ -11,6 +11,20 @@ import pytest
 from mainboard import build_info
 from mainboard.kernels import library
 
+# Runs a case of each dtype, and says which kernels it ran on.
+RAN = """
+import ctypes, json, torch
+from mainboard import kernels
+from mainboard.testing.attention_cases import AttentionCase, check_case
+ran = ctypes.CDLL(kernels.status()["libraries"][0]["path"]).mainboard_cpu_ran
+ran.restype = ctypes.c_char_p
+names = {}
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for queries in (1, 40):
+        check_case(AttentionCase((queries,), (90,), dtype=dtype))
+        names.setdefault(str(dtype)[6:], set()).add(ran().decode())
+print(json.dumps({name: sorted(found) for name, found in names.items()}))
+"""
 CHECK_DRAWN = """
 from mainboard.testing.attention_cases import check_case, draw_case
 for seed in range({first}, {last}):
@@ -53,6 +67,20 @@ def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -
     done = run(CHECK_DRAWN.format(first=5000, last=5120) + STATUS, tmp_path, MAINBOARD_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["libraries"][0]["active"] == isa
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "neon_bf16", "neon", "baseline"])
+def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
+    """Every call's own kernels are those that were asked for; what AMX cannot do, the next does."""
+    if isa not in usable():
+        pytest.skip(f"{isa} is not compiled in or does not run on this processor: {usable()}")
+    done = run(RAN, tmp_path, MAINBOARD_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    ran = json.loads(done.stdout)
+    assert ran["bfloat16"] == [isa]
+    allowed = {"amx", "avx512"} if isa == "amx" else {isa}
+    assert {*ran["float16"], *ran["float32"]} <= allowed
 
 
 @pytest.mark.multiprocess

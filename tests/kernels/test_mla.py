@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mainboard.kernels import attention, concat_and_cache_mla, mla_decode
+from mainboard.kernels import attention, concat_and_cache_mla, mla_decode, reference
 
 LATENT, ROTARY = 512, 64
 
@@ -41,18 +41,61 @@ def test_latent_attention_is_attention_over_rows(dtype: torch.dtype) -> None:
     assert torch.equal(out[2:5], torch.zeros_like(out[2:5]))
 
 
-@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+@pytest.mark.parametrize("heads", [1, 16, 40, 128])
+def test_latent_attention_is_right_in_float64(
+    dtype: torch.dtype, cache_dtype: torch.dtype | None, heads: int
+) -> None:
+    """Any number of heads and every kind of cache, over lengths that end inside a page."""
+    torch.manual_seed(heads)
+    used = torch.tensor([333, 0, 17], dtype=torch.int32)
+    table = torch.full((3, 23), -7, dtype=torch.int32)
+    table[0, :21], table[2, :2] = torch.randperm(23)[:21].int(), torch.tensor([4, 9]).int()
+    q = torch.randn(6, heads, LATENT + ROTARY).to(dtype)
+    cache = torch.randn(23, 16, LATENT + ROTARY)
+    scale = None if cache_dtype is None else torch.tensor([0.7])
+    if cache_dtype is torch.int8:
+        cache, scale = cache * 40, torch.tensor([1 / 40])
+    cache = cache.to(cache_dtype or dtype)
+    options = {
+        "cu_seqlens_q": OFFSETS, "seqused_k": used, "block_table": table, "max_seqlen_q": 3,
+        "max_seqlen_k": 333, "softmax_scale": 0.05, "causal": True,
+    }  # fmt: skip
+    out, lse = mla_decode(q, cache, value_dim=LATENT, kv_scale=scale, return_lse=True, **options)
+    want, want_lse = torch.zeros_like(out).double(), torch.zeros_like(lse).double()
+    reference.mla_decode(
+        q, cache, want, want_lse, *options.values(), scale, False, precision=torch.float64
+    )
+    bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    assert (out.double() - want).norm() <= bound * want.norm()
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.int8])
 def test_latent_rows_are_written_side_by_side(cache_dtype: torch.dtype | None) -> None:
     """A row holds the latent and then the rotary part, over its scale; slot -1 is skipped."""
-    latent, rotary = torch.randn(3, LATENT), torch.randn(3, ROTARY)
+    latent, rotary = (torch.randn(3, size) * 20 for size in (LATENT, ROTARY))
     cache = torch.zeros(2, 16, LATENT + ROTARY).to(cache_dtype or torch.float32)
     scale = None if cache_dtype is None else 2.0
     concat_and_cache_mla(latent, rotary, cache, torch.tensor([17, -1, 4]), kv_scale=scale)
     rows = torch.cat([latent, rotary], dim=-1) / (scale or 1.0)
     flat = cache.flatten(0, 1).float()
+    if cache_dtype is torch.int8:
+        rows = rows.round()
     assert torch.equal(flat[17], rows[0].to(cache.dtype).float())
     assert torch.equal(flat[4], rows[2].to(cache.dtype).float())
     assert flat.count_nonzero(dim=1).count_nonzero() == 2
+
+
+def test_a_wrong_slot_of_a_latent_cache_is_named() -> None:
+    """A slot past the cache is refused with its index and the range."""
+    parts = torch.zeros(3, LATENT), torch.zeros(3, ROTARY)
+    slots = torch.tensor([0, 32, 1])
+    with pytest.raises(
+        Exception, match=r"slot_mapping\[1\] is 32; expected -1 to skip, or 0 to 31"
+    ):
+        concat_and_cache_mla(*parts, torch.zeros(2, 16, LATENT + ROTARY), slots)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,16 @@ def latent_cache_arguments() -> tuple[object, ...]:
     return torch.randn(5, 32), torch.randn(5, 16), torch.zeros(3, 16, 48), torch.arange(5), None
 
 
+def copy_arguments() -> tuple[object, ...]:
+    """The raw arguments of copy_blocks."""
+    return [torch.randn(4, 16, 2, 8), torch.randn(4, 16, 3)], torch.tensor([[0, 1], [2, 3]])
+
+
+def swap_arguments() -> tuple[object, ...]:
+    """The raw arguments of swap_blocks."""
+    return torch.randn(4, 16, 2, 8), torch.randn(6, 16, 2, 8), torch.tensor([[0, 5], [2, 3]])
+
+
 CALLS = {
     "attention dense": ("attention", lambda: attention_arguments(AttentionCase((3, 1), (9, 30)))),
     "attention paged": (
@@ -61,6 +71,8 @@ CALLS = {
     "merge_attention_states": ("merge_attention_states", merge_arguments),
     "mla_decode": ("mla_decode", latent_arguments),
     "concat_and_cache_mla": ("concat_and_cache_mla", latent_cache_arguments),
+    "copy_blocks": ("copy_blocks", copy_arguments),
+    "swap_blocks": ("swap_blocks", swap_arguments),
 }
 
 
@@ -83,7 +95,10 @@ def test_every_device_has_the_reference(name: str) -> None:
     assert dispatched(name, "CompositeExplicitAutograd")
 
 
-@pytest.mark.parametrize("name", ["attention", "reshape_and_cache", "merge_attention_states"])
+@pytest.mark.parametrize(
+    "name",
+    ["attention", "reshape_and_cache", "merge_attention_states", "copy_blocks", "swap_blocks"],
+)
 def test_cpu_runs_the_compiled_kernel(name: str) -> None:
     """The dispatcher has a CPU kernel of its own beside the reference."""
     assert dispatched(name, "CPU")

@@ -180,3 +180,17 @@ def on_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Machine], 
     yield install
     monkeypatch.undo()
     forget()
+
+
+@pytest.fixture
+def second_first(
+    machines: MachineMaker, two_devices: list[dict[str, Any]], on_machine: Callable[[Machine], None]
+) -> Callable[..., None]:
+    """A machine of the stub's two devices, the second of which is visible as the first."""
+
+    def install(**second: Any) -> None:
+        machines.install_nvml([two_devices[0], {**two_devices[1], **second}])
+        environ = {"CUDA_VISIBLE_DEVICES": "1,0"}
+        on_machine(machines.from_record("nvidia-two-gpus", environ=environ))
+
+    return install

@@ -2,17 +2,18 @@
 
 import json
 import os
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mainboard.platforms import bounded
+from mainboard.platforms import asking_process, bounded
 
 ECHO = "import sys\ndef main(arguments): return '|'.join(arguments)\n"
-RUN = "if __name__ == '__main__': print(main(sys.argv[1:]))\n"
 
 
 @pytest.fixture
@@ -27,9 +28,12 @@ def script(tmp_path: Path) -> Any:
     return write
 
 
-@pytest.fixture(params=["process", "thread"])
+@pytest.fixture(params=["new process", "fork", "thread"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of asking; the thread is what an embedded interpreter or Windows gets."""
+    """Every way of asking; the thread is what an embedded interpreter or Windows gets."""
+    monkeypatch.setattr(asking_process, "_is_young", lambda: request.param == "fork")
+    if request.param == "fork" and threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
     if request.param == "thread":
         monkeypatch.setattr(sys, "executable", "/usr/sbin/web-server")
     return str(request.param)
@@ -37,7 +41,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_answer(script: Any, way: str) -> None:
     """The answer is what main returns for its arguments, blanks and all."""
-    outcome = bounded.ask(script(ECHO + RUN), ["a b", "c"], 30)
+    outcome = bounded.ask(script(ECHO), ["a b", "c"], 30)
     assert ("a b|c", None) == ((outcome.output or "").strip(), outcome.problem)
     assert outcome.milliseconds > 0
 
@@ -46,7 +50,7 @@ def test_no_answer_in_time(script: Any, way: str) -> None:
     """A call that hangs is given up after its bound."""
     start = time.monotonic()
     text = "import sys, time\ndef main(arguments): time.sleep(60)\n"
-    outcome = bounded.ask(script(text + RUN), [], 0.3)
+    outcome = bounded.ask(script(text), [], 0.3)
     assert time.monotonic() - start < 5
     assert outcome.output is None
     assert "no answer within 0.3 s" in (outcome.problem or "")
@@ -55,7 +59,7 @@ def test_no_answer_in_time(script: Any, way: str) -> None:
 def test_failure_is_told(script: Any, way: str) -> None:
     """What the question dies of is in the outcome."""
     text = "import sys\ndef main(arguments): raise OSError('driver in flames')\n"
-    outcome = bounded.ask(script(text + RUN), [], 30)
+    outcome = bounded.ask(script(text), [], 30)
     told = f"{outcome.output} {outcome.problem}"
     assert "OSError: driver in flames" in told
     assert outcome.problem
@@ -86,7 +90,7 @@ def test_child_that_closes_its_output_and_hangs(script: Any) -> None:
 def test_large_answer(script: Any) -> None:
     """An answer larger than a pipe holds arrives whole."""
     text = "import sys\ndef main(arguments): return 'x' * 300000\n"
-    assert 300000 == len((bounded.ask(script(text + RUN), [], 30).output or "").strip())
+    assert 300000 == len((bounded.ask(script(text), [], 30).output or "").strip())
 
 
 def test_child_is_alone(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_child_is_alone(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     path = elsewhere / "question.py"
-    path.write_text(text + RUN)
+    path.write_text(text)
     outcome = bounded.ask(str(path), [], 30)
     assert ["/somewhere", False] == json.loads(outcome.output or "")
 
@@ -124,3 +128,95 @@ def test_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounded.DEFAULT_SECONDS == bounded.time_limit()
     monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "2.5")
     assert 2.5 == bounded.time_limit()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kept"),
+    [
+        ("dont_write_bytecode", False, True),
+        ("dont_write_bytecode", True, False),
+        ("pycache_prefix", "/elsewhere", False),
+    ],
+)
+def test_bytecode(
+    script: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    setting: str,
+    value: Any,
+    kept: bool,
+) -> None:
+    """The child keeps its script's bytecode where this process would keep it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, setting, value)
+    assert "" == (bounded.ask(script(ECHO), [], 30).output or "x").strip()
+    assert kept == (tmp_path / "__pycache__").exists()
+
+
+# Prints whether the question was asked by a fork of this process: a new interpreter has no `site`.
+BEFORE_AND_AFTER = """
+import sys, {first}
+from mainboard.platforms import bounded
+{then}
+print("not in yet", end=" ")
+print(bounded.ask({script!r}, [], 30).output)
+"""
+WHO = """
+import os, sys
+def main(arguments):
+    descriptors = [each for each in os.listdir("/proc/self/fd") if int(each) > 2]
+    return f"{'site' in sys.modules} {len(descriptors)} {os.read(0, 1)!r}"
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks for it")
+@pytest.mark.parametrize(
+    ("first", "then", "forked"),
+    [
+        ("os", "", True),
+        ("ctypes", "", False),
+        ("_thread, time", "_thread.start_new_thread(time.sleep, (30,))", False),
+    ],
+)
+def test_who_is_forked(script: Any, first: str, then: str, forked: bool) -> None:
+    """A process without threads and native libraries is, and keeps nothing of its parent's open."""
+    code = BEFORE_AND_AFTER.format(script=script(WHO), first=first, then=then)
+    with open(os.devnull) as kept:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True, capture_output=True, text=True, pass_fds=(kept.fileno(),), timeout=60,
+        )  # fmt: skip
+    *before, was_forked, descriptors, read = done.stdout.split()
+    assert (before, was_forked, read) == (["not", "in", "yet"], str(forked), "b''")
+    if forked:  # the one is that by which the folder is read
+        assert descriptors == "1"
+
+
+def test_large_answer_of_a_fork(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer larger than a pipe holds arrives whole, with what is no text in it."""
+    if threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
+    monkeypatch.setattr(asking_process, "_is_young", lambda: True)
+    path = script("def main(arguments): return 'x' * 300000 + chr(0xdc80)\n")
+    assert 300001 == len(bounded.ask(path, [], 30).output or "")
+
+
+def test_hanging_fork_is_gone(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up after the bound, killed and collected, as a new process is."""
+    if threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
+    monkeypatch.setattr(asking_process, "_is_young", lambda: True)
+    path = script("import time\ndef main(arguments): time.sleep(60)\n")
+    problem = bounded.ask(path, [], 0.3).problem or ""
+    assert "no answer within 0.3 s (process " in problem
+    pid = int(problem.partition("process ")[2].split()[0])
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"process {pid} is still there")

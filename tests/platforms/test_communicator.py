@@ -1,13 +1,14 @@
-"""Collective operations over `torch.distributed`, in real processes with Gloo."""
+"""Collective operations over `torch.distributed`, in real processes: Gloo, and NCCL on two devices."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from mainboard.platforms import cuda
 from mainboard.platforms.cpu import CpuPlatform
 from mainboard.platforms.cuda import CudaPlatform
 from mainboard.platforms.resolve import resolve_obj_by_qualname
@@ -16,44 +17,51 @@ from mainboard.platforms.rocm import RocmPlatform
 PROGRAM = """
 import json, sys
 import torch, torch.distributed as dist
-from mainboard.platforms.cpu import CpuPlatform
 from mainboard.platforms.resolve import resolve_obj_by_qualname
 
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group(CpuPlatform.dist_backend, f"file://{store}", rank=rank, world_size=world)
-group = dist.new_group([2, 1])  # in the order of global ranks, and without process 0
-cls = resolve_obj_by_qualname(CpuPlatform.get_device_communicator_cls())
-c = cls(dist.group.WORLD, unique_name="world")
-own = torch.arange(6.).view(2, 3) + 10 * rank
+platform = resolve_obj_by_qualname(sys.argv[4])()
+device = torch.device("cpu") if platform.device_type == "cpu" else torch.device(platform.device_type, rank)
+platform.set_device(device)
+dist.init_process_group(platform.dist_backend, f"file://{store}", rank=rank, world_size=world)
+host = dist.new_group(backend="gloo")
+cls = resolve_obj_by_qualname(platform.get_device_communicator_cls())
+c = cls(host, device, dist.group.WORLD, unique_name="world")
+own = torch.arange(6., device=device).view(2, 3) + 10 * rank
 said = {}
 said["all_reduce"] = c.all_reduce(own.clone())
+said["all_reduce bfloat16"] = c.all_reduce(own.to(torch.bfloat16))
 for dim in (0, 1, -1):
     said[f"all_gather {dim}"] = c.all_gather(own, dim)
 said["all_gather transposed"] = c.all_gather(own.t(), 0)
-said["all_gatherv"] = c.all_gatherv(torch.full((rank + 1, 2), float(rank)), 0, [1, 2, 3])
-said["all_gatherv 1"] = c.all_gatherv(torch.full((2, rank), float(rank)), 1, [0, 1, 2])
-wide = torch.arange(12.).view(2, 6) * (rank + 1)
+filled = lambda *shape: torch.full(shape, float(rank), device=device)
+said["all_gatherv"] = c.all_gatherv(filled(rank + 1, 2), 0, list(range(1, world + 1)))
+said["all_gatherv 1"] = c.all_gatherv(filled(2, rank), 1, list(range(world)))
+wide = torch.arange(4. * world, device=device).view(2, 2 * world) * (rank + 1)
 said["reduce_scatter"] = c.reduce_scatter(wide)
 said["reduce_scatter 0"] = c.reduce_scatter(wide.t(), 0)
-said["reduce_scatterv"] = c.reduce_scatterv(wide.t(), 0, [1, 0, 5])
+said["reduce_scatterv"] = c.reduce_scatterv(wide.t(), 0, [1, *[0] * (world - 2), 2 * world - 1])
 said["gather"] = c.gather(own, dst=1, dim=0)
-said["broadcast"] = c.broadcast(own.clone(), src=2)
+said["broadcast"] = c.broadcast(own.clone(), src=world - 1)
 if rank == 0:
     c.send(own); said["ring"] = c.recv((2, 3), torch.float32)
 else:
     said["ring"] = c.recv((2, 3), torch.float32); c.send(own)
-if rank:
-    part = cls(group)
-    said["part"] = [part.rank_in_group, part.world_size, part.ranks]
-    said["part broadcast"] = part.broadcast(own.clone(), src=1)
-    said["part sum"] = part.all_reduce(own.to(torch.bfloat16))
+assert {device.type} == {x.device.type for x in said.values() if x is not None}
+if world > 2:
+    group = dist.new_group([2, 1])  # in the order of global ranks, and without process 0
+    if rank:
+        part = cls(group)
+        said["part"] = [part.rank_in_group, part.world_size, part.ranks]
+        said["part broadcast"] = part.broadcast(own.clone(), src=1)
+        said["part sum"] = part.all_reduce(own.to(torch.bfloat16))
 errors = {}
 for name, call in {
     "dim": lambda: c.all_gather(own, 2),
-    "uneven": lambda: c.reduce_scatter(torch.ones(4), 0),
-    "sizes": lambda: c.all_gatherv(own, 0, [1, 1, 1]),
-    "sum": lambda: c.reduce_scatterv(own, 0, [1, 1, 1]),
-    "rank": lambda: c.broadcast(own, 3),
+    "uneven": lambda: c.reduce_scatter(torch.ones(world + 1), 0),
+    "sizes": lambda: c.all_gatherv(own, 0, [1] * world),
+    "sum": lambda: c.reduce_scatterv(own, 0, [2] * world),
+    "rank": lambda: c.broadcast(own, world),
     "self": lambda: c.send(own, rank),
 }.items():
     try:
@@ -68,75 +76,111 @@ dist.destroy_process_group()
 """
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each of three processes got from each operation, and the errors that it saw."""
+class Group(NamedTuple):
+    """How many processes there were, and what each got from each operation and each wrong call."""
+
+    world: int
+    results: list[dict[str, Any]]
+    errors: list[dict[str, str]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["cpu.CpuPlatform", pytest.param("cuda.CudaPlatform", marks=pytest.mark.gpu)],
+)
+def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Three processes with Gloo, or two with NCCL and a device each, that ran the program."""
+    world = 3
+    if request.param.startswith("cuda"):
+        if cuda.probe().value is None or CudaPlatform.device_count() < 2:
+            pytest.skip("fewer than two NVIDIA devices")
+        world = 2
     store = tmp_path_factory.mktemp("store") / "store"
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    path = f"mainboard.platforms.{request.param}"
     processes = [
         subprocess.Popen(
-            [*command, str(rank), "3", str(store)],
+            [*command, str(rank), str(world), str(store), path],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(3)
+        for rank in range(world)
     ]
     answers = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        answers.append(json.loads(out.splitlines()[-1]))
-    return answers
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            answers.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for process in processes:
+            process.kill()
+    return Group(world, [results for results, _ in answers], [errors for _, errors in answers])
 
 
-OWN = [[[x + 10.0 * rank for x in row] for row in ([0, 1, 2], [3, 4, 5])] for rank in range(3)]
-WIDE = [[6.0 * x for x in range(6)], [6.0 * x for x in range(6, 12)]]
-WIDE_T = [list(column) for column in zip(*WIDE, strict=True)]
-EXPECTED: list[tuple[str, list[Any]]] = [
-    ("all_reduce", [[[30, 33, 36], [39, 42, 45]]] * 3),
-    ("all_gather 0", [[*OWN[0], *OWN[1], *OWN[2]]] * 3),
-    ("all_gather 1", [[[*OWN[0][i], *OWN[1][i], *OWN[2][i]] for i in (0, 1)]] * 3),
-    ("all_gather -1", [[[*OWN[0][i], *OWN[1][i], *OWN[2][i]] for i in (0, 1)]] * 3),
-    (
-        "all_gather transposed",
-        [[list(column) for own in OWN for column in zip(*own, strict=True)]] * 3,
-    ),
-    ("all_gatherv", [[[r, r] for r in (0, 1, 1, 2, 2, 2)]] * 3),
-    ("all_gatherv 1", [[[1, 2, 2], [1, 2, 2]]] * 3),
-    ("reduce_scatter", [[row[2 * r : 2 * r + 2] for row in WIDE] for r in range(3)]),
-    ("reduce_scatter 0", [WIDE_T[2 * r : 2 * r + 2] for r in range(3)]),
-    ("reduce_scatterv", [WIDE_T[:1], [], WIDE_T[1:]]),
-    ("gather", [None, [*OWN[0], *OWN[1], *OWN[2]], None]),
-    ("broadcast", [OWN[2]] * 3),
-    ("ring", [OWN[2], OWN[0], OWN[1]]),
-]
+def _columns(rows: list[list[float]]) -> list[list[float]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _expected(world: int) -> dict[str, list[Any]]:
+    """What each process of so many gets from each operation."""
+    ranks = range(world)
+    own = [[[x + 10.0 * rank for x in row] for row in ([0, 1, 2], [3, 4, 5])] for rank in ranks]
+    total = [[sum(each[i][j] for each in own) for j in range(3)] for i in range(2)]
+    beside = [[x for each in own for x in each[i]] for i in range(2)]
+    below = [row for each in own for row in each]
+    factor = sum(rank + 1.0 for rank in ranks)
+    wide = [[factor * (2 * world * i + j) for j in range(2 * world)] for i in range(2)]
+    tall = _columns(wide)
+    return {
+        "all_reduce": [total] * world,
+        "all_reduce bfloat16": [total] * world,
+        "all_gather 0": [below] * world,
+        "all_gather 1": [beside] * world,
+        "all_gather -1": [beside] * world,
+        "all_gather transposed": [[column for each in own for column in _columns(each)]] * world,
+        "all_gatherv": [[[r, r] for r in ranks for _ in range(r + 1)]] * world,
+        "all_gatherv 1": [[[r for r in ranks for _ in range(r)]] * 2] * world,
+        "reduce_scatter": [[row[2 * r : 2 * r + 2] for row in wide] for r in ranks],
+        "reduce_scatter 0": [tall[2 * r : 2 * r + 2] for r in ranks],
+        "reduce_scatterv": [tall[:1], *[[]] * (world - 2), tall[1:]],
+        "gather": [below if r == 1 else None for r in ranks],
+        "broadcast": [own[-1]] * world,
+        "ring": [own[r - 1] for r in ranks],
+    }
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("operation", "expected"), EXPECTED)
-def test_operation(said: list[Any], operation: str, expected: list[Any]) -> None:
+@pytest.mark.parametrize("operation", _expected(3))
+def test_operation(said: Group, operation: str) -> None:
     """Each process gets what the operation means, along any dimension and for uneven parts."""
-    assert expected == [results[operation] for results, _ in said]
+    expected = _expected(said.world)[operation]
+    assert expected == [results[operation] for results in said.results]
 
 
 @pytest.mark.multiprocess
-def test_part_of_the_processes(said: list[Any]) -> None:
+def test_part_of_the_processes(said: Group) -> None:
     """In a group of some processes, ranks are those within it."""
-    assert [[0, 2, [1, 2]], [1, 2, [1, 2]]] == [results["part"] for results, _ in said[1:]]
-    assert [OWN[2], OWN[2]] == [results["part broadcast"] for results, _ in said[1:]]
-    assert [[30, 32, 34], [36, 38, 40]] == said[1][0]["part sum"] == said[2][0]["part sum"]
+    if said.world < 3:
+        pytest.skip("a part of two processes is one")
+    one, two = said.results[1:]
+    assert [[0, 2, [1, 2]], [1, 2, [1, 2]]] == [one["part"], two["part"]]
+    last = _expected(3)["broadcast"][0]
+    assert last == one["part broadcast"] == two["part broadcast"]
+    assert [[30, 32, 34], [36, 38, 40]] == one["part sum"] == two["part sum"]
 
 
 @pytest.mark.multiprocess
-def test_wrong_arguments(said: list[Any]) -> None:
+def test_wrong_arguments(said: Group) -> None:
     """What cannot be done is refused before anything is sent, with what was expected."""
-    for rank, (_, errors) in enumerate(said):
+    for rank, errors in enumerate(said.errors):
         assert "dimension 2 of a tensor of shape (2, 3)" in errors["dim"]
-        assert "4 entries" in errors["uneven"] and "use reduce_scatterv" in errors["uneven"]
+        assert f"{said.world + 1} entries" in errors["uneven"]
+        assert "use reduce_scatterv" in errors["uneven"]
         assert f"number {rank} is this process's 2" in errors["sizes"]
         assert "add up to the 2 entries" in errors["sum"]
-        assert "processes 0 to 2" in errors["rank"]
+        assert f"processes 0 to {said.world - 1}" in errors["rank"]
         assert f"process {rank}, which is this process itself" in errors["self"]
 
 

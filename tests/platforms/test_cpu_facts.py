@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from mainboard.platforms import cpu_features
 from mainboard.platforms.cgroup import read_limits
 from mainboard.platforms.cpu_facts import cpu_facts, read_cpu_facts
-from mainboard.platforms.machine import Machine, cpu_architecture, parse_id_list
+from mainboard.platforms.machine import Machine, parse_id_list
 from mainboard.platforms.recording import Replay
-from mainboard.platforms.values import CpuArchEnum
+from mainboard.platforms.values import CpuArchEnum, cpu_architecture
 
 RECORDS = [
     "bare-proc",

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform, probe
+from mainboard.platforms.machine import Machine
+from mainboard.platforms.recording import platform_on
 from mainboard.platforms.verdict import State
 
 pytestmark = [
@@ -50,20 +53,124 @@ def test_operations() -> None:
     platform = CudaPlatform()
     device = torch.device("cuda", platform.current_device())
     platform.set_device(device)
-    platform.manual_seed_all(1)
     stream, event = platform.Stream(), platform.Event()
     with platform.inference_mode(), platform.stream(stream):
+        assert platform.current_stream() == stream
         block = torch.ones(1 << 20, device=device)
         event.record()
+    assert block.is_inference()
     assert stream == torch.cuda.Stream(stream_id=stream.stream_id, device_index=0, device_type=1)
     platform.synchronize()
+    assert event.query() and stream.query()
     assert platform.get_current_memory_usage() >= block.nbytes
     assert platform.memory_stats()["allocated_bytes.all.current"] >= block.nbytes
     free, total = platform.mem_get_info()
     assert 0 < free < total
     del block
     platform.empty_cache()
-    assert platform.get_global_graph_pool() == platform.get_global_graph_pool()
+    assert platform.cudart().cudaGetErrorString(platform.cudart().cudaError.success)
+
+
+def test_peak_of_memory() -> None:
+    """The most bytes since the last reset are counted, and less after the next one."""
+    import torch
+
+    CudaPlatform.synchronize()
+    CudaPlatform.reset_peak_memory_stats()
+    before = CudaPlatform.memory_allocated()
+    block = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    del block
+    assert CudaPlatform.max_memory_allocated() >= before + (64 << 20)
+    CudaPlatform.reset_peak_memory_stats()
+    assert CudaPlatform.max_memory_allocated() == CudaPlatform.memory_allocated() < before + 1024
+
+
+def test_seed() -> None:
+    """The same seed gives the same numbers on every device."""
+    import torch
+
+    drawn = []
+    for seed in (1, 1, 2):
+        CudaPlatform.manual_seed_all(seed)
+        numbers = range(CudaPlatform.device_count())
+        drawn.append([torch.rand(4, device=f"cuda:{number}").tolist() for number in numbers])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_graphs_share_a_pool() -> None:
+    """Two graphs captured into the platform's pool replay, each with its own result."""
+    import torch
+
+    platform = CudaPlatform()
+    pool = platform.get_global_graph_pool()
+    assert pool == platform.get_global_graph_pool()
+    source = torch.zeros(4, device="cuda")
+    (source + 1).sum()  # what a first use allocates must not be in a graph
+    platform.synchronize()
+    graphs, results = [torch.cuda.CUDAGraph() for _ in range(2)], []
+    for place, graph in enumerate(graphs):
+        with torch.cuda.graph(graph, pool=pool):
+            results.append((source + place).sum())
+    source.fill_(2)
+    for graph in graphs:
+        graph.replay()
+    platform.synchronize()
+    assert [8.0, 12.0] == [float(result) for result in results]
+
+
+def test_events_measure_time() -> None:
+    """Time between two events is that of the work between them."""
+    import torch
+
+    block = torch.ones(64 << 20, device="cuda")
+    start, end = (CudaPlatform.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(20):
+        block.mul_(1.0)
+    end.record()
+    CudaPlatform.synchronize()
+    assert 0.1 < start.elapsed_time(end) < 1000
+
+
+two_devices = pytest.mark.skipif(
+    probe().state != State.ACTIVATED or CudaPlatform.device_count() < 2,
+    reason="fewer than two devices",
+)
+
+
+@two_devices
+def test_links_are_what_torch_can_use() -> None:
+    """Access between two devices is as torch sees it, and a copy between them is whole."""
+    import torch
+
+    (link, *_) = CudaPlatform.links()
+    assert link.peer == torch.cuda.can_device_access_peer(0, 1)
+    assert CudaPlatform.is_fully_connected([0, 1]) == (link.kind == "nvlink")
+    assert {link.kind} <= {"nvlink", "pcie"}
+    block = torch.arange(1 << 20, device="cuda:0")
+    assert torch.equal(block.cpu(), block.to("cuda:1").cpu())
+
+
+@two_devices
+def test_operations_on_the_second_device() -> None:
+    """The device that is set is the one that counts, allocates and is asked."""
+    import torch
+
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    try:
+        CudaPlatform.set_device(second)
+        assert 1 == CudaPlatform.current_device()
+        before = CudaPlatform.memory_allocated(first), CudaPlatform.memory_allocated()
+        block = torch.ones(1 << 20, device="cuda")
+        assert second == block.device
+        assert before[0] == CudaPlatform.memory_allocated(first)
+        assert before[1] + block.nbytes <= CudaPlatform.memory_allocated()
+        CudaPlatform.synchronize(second)
+        assert (
+            CudaPlatform.get_device_properties(1).uuid != CudaPlatform.get_device_properties(0).uuid
+        )
+    finally:
+        CudaPlatform.set_device(first)
 
 
 @pytest.mark.multiprocess
@@ -116,3 +223,27 @@ def test_a_record_of_this_machine_is_this_machine() -> None:
     assert CudaPlatform.device_count() == len(made["devices"])
     assert CudaPlatform.get_device_name() == made["devices"][0]["name"]
     assert CudaPlatform.num_compute_units() == made["devices"][0]["compute_units"]
+
+
+def test_without_nvml(machines: Any) -> None:
+    """Where NVML fails (a stub does), the real driver lists the same devices."""
+    machines.install_nvml(init="12")
+    machine = Machine()
+    verdict = probe(machine)
+    assert "nvml_library_missing" == verdict.code, verdict.reason
+    assert verdict.value is not None
+    platform = platform_on(machine, verdict.value)
+    assert issubclass(platform, NonNvmlCudaPlatform)
+    numbers = range(CudaPlatform.device_count())
+    assert len(numbers) == platform.device_count()
+    for number in numbers:
+        assert CudaPlatform.get_device_uuid(number) == platform.get_device_uuid(number)
+        assert CudaPlatform.num_compute_units(number) == platform.num_compute_units(number)
+
+
+def test_nvml_that_hangs(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NVML that never answers (a stub) costs its bound on a machine whose devices work."""
+    monkeypatch.setenv("MAINBOARD_PROBE_TIMEOUT", "0.5")
+    machines.install_nvml(init="hang")
+    verdict = probe(Machine())
+    assert "driver_no_answer" == verdict.code and verdict.milliseconds < 2000

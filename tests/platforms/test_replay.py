@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from mainboard.errors import PlatformUnavailableError
 from mainboard.platforms import cuda_probe, rocm_probe
+from mainboard.platforms.device_ids import set_assigned_physical_gpu_ids
+from mainboard.platforms.listed_devices import ListedDevices
 from mainboard.platforms.recording import Recording, Replay, facts_of, platform_on, record
 
 RECORDS = Path(__file__).parent / "machines"
@@ -79,9 +82,10 @@ def test_every_declined_machine_gets_a_remedy(name: str) -> None:
         assert verdict.value or verdict.remedy or verdict.code == "hardware_absent"
 
 
-def test_doctor_on_the_recorded_machine() -> None:
-    """What the doctor said on the H200 itself is what the replay of its record says here."""
-    machine = _read("h200")
+@pytest.mark.parametrize("name", ["h200", "h100-two"])
+def test_doctor_on_the_recorded_machine(name: str) -> None:
+    """What the doctor said on the machine itself is what the replay of its record says here."""
+    machine = _read(name)
     assert machine["doctor"]["ok"] and machine["doctor"]["chosen"]["name"] == "cuda"
     verdict = cuda_probe.probe(Replay(machine)).to_dict()
     assert machine["doctor"]["chosen"] == {key: verdict[key] for key in machine["doctor"]["chosen"]}
@@ -243,3 +247,42 @@ def test_setting_that_changes_is_honoured() -> None:
         seen.append((platform.get_device_capability(), platform.has_device_capability((8, 9))))
     assert [((8, 0), False), ((8, 9), True), (None, False), ((8, 9), True)] == seen
     assert 2 == platform.device_count()
+
+
+@pytest.fixture
+def eight_of_which_two() -> Iterator[type[ListedDevices]]:
+    """The platform of eight devices where two are visible, in reverse; assignments end with it."""
+    machine = Replay(_read("dgx-h100") | {"environ": {"CUDA_VISIBLE_DEVICES": "7,3"}})
+    yield platform_on(machine, "mainboard.platforms.cuda.CudaPlatform")
+    set_assigned_physical_gpu_ids(None)
+
+
+def test_three_spaces_of_ids(eight_of_which_two: Any) -> None:
+    """Logical, visible and physical ids are told apart, and the device is that of the logical one."""
+    p, ids = eight_of_which_two, [device.uuid for device in eight_of_which_two._listed()]
+    assert [7, 3] == [p.device_id_to_physical_device_id(number) for number in (0, 1)]
+    assert [ids[7], ids[3]] == [p.get_device_uuid(number) for number in (0, 1)]
+    set_assigned_physical_gpu_ids([3])
+    assert 3 == p.device_id_to_physical_device_id(0)
+    assert 7 == p.visible_device_id_to_physical_device_id(0)
+    assert 1 == p.logical_device_id_to_visible_device_id(0)
+    assert ids[3] == p.get_device_uuid(0)
+    assert 3 == p.device_control_id_to_physical_device_id(ids[3])
+
+
+def test_ids_that_are_refused(eight_of_which_two: Any) -> None:
+    """An id beyond its space, one that is hidden, and one of no device are errors that say why."""
+    p = eight_of_which_two
+    with pytest.raises(IndexError, match=r"device 2 was asked for, but 2 are visible .*\[7, 3\]"):
+        p.get_device_uuid(2)
+    with pytest.raises(IndexError, match="device -1 was asked for"):
+        p.device_id_to_physical_device_id(-1)
+    with pytest.raises(ValueError, match="'GPU-ffff' means no single device"):
+        p.device_control_id_to_physical_device_id("GPU-ffff")
+    set_assigned_physical_gpu_ids([5, 9])
+    with pytest.raises(ValueError, match=r"physical device 5, which CUDA_VISIBLE_DEVICES"):
+        p.logical_device_id_to_visible_device_id(0)
+    with pytest.raises(IndexError, match=r"physical device 9; the working devices here are 0 "):
+        p.get_device_name(1)
+    with pytest.raises(IndexError, match=r"but 2 are assigned to this process: \[5, 9\]"):
+        p.get_device_name(2)

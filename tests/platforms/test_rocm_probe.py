@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -104,6 +105,18 @@ def test_activation(machines: Any, record: str, code: str, reason: str) -> None:
         ({"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, [1]),
         ({"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "1"}, []),
         ({"ROCR_VISIBLE_DEVICES": "GPU-8AF2D5E1C0FFEE02,0"}, [1, 0]),
+        ({"ROCR_VISIBLE_DEVICES": " 0x1 , gpu-8af2d5e1c0ffee01 "}, [1, 0]),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-8af2d5e1c0ffee02,1,0"}, [1]),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-8af2"}, []),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-"}, []),
+        ({"ROCR_VISIBLE_DEVICES": "1,0,1"}, [1, 0]),
+        ({"ROCR_VISIBLE_DEVICES": "1,-1,0"}, [1]),
+        ({"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "0,1"}, [1, 0]),
+        ({"ROCR_VISIBLE_DEVICES": "1,0", "CUDA_VISIBLE_DEVICES": "1"}, [0]),
+        ({"HIP_VISIBLE_DEVICES": "GPU-8af2d5e1c0ffee02,0"}, [1, 0]),
+        ({"HIP_VISIBLE_DEVICES": "1,1,0"}, [1, 0]),
+        ({"HIP_VISIBLE_DEVICES": "1, 0"}, [1]),
+        ({"HIP_VISIBLE_DEVICES": "1,00"}, [1]),
         ({"HIP_VISIBLE_DEVICES": "0,x,1"}, [0]),
         ({"HIP_VISIBLE_DEVICES": ""}, []),
     ],
@@ -204,3 +217,63 @@ def test_description_is_json(machines: Any, on_machine: Any) -> None:
     described = RocmPlatform.describe()
     assert described == json.loads(json.dumps(described))
     assert "9.4" == described["rocm"]["devices"][0]["capability"]
+
+
+def _divided(mode: str, parts: int, memory_mode: str, unique_ids: Sequence[int]) -> dict[str, Any]:
+    """The files of one MI300X in so many parts."""
+    device, nodes = "sys/bus/pci/devices/0000:05:00.0", "sys/class/kfd/kfd/topology/nodes"
+    files = {
+        "dev/kfd": "",
+        f"{device}/product_name": "AMD Instinct MI300X OAM",
+        f"{device}/current_compute_partition": mode,
+        f"{device}/current_memory_partition": memory_mode,
+    }
+    for part, unique_id in enumerate(unique_ids):
+        facts = {
+            "simd_count": 1216 // parts,
+            "simd_per_cu": 4,
+            "gfx_target_version": 90402,
+            "location_id": part << 28 | 0x500,
+            "drm_render_minor": 128 + part,
+            "unique_id": unique_id,
+        }
+        node, memory = f"{nodes}/{part + 1}", 206_141_652_992 // parts
+        files[f"dev/dri/renderD{128 + part}"] = ""
+        files[f"{node}/properties"] = "\n".join(f"{name} {each}" for name, each in facts.items())
+        files[f"{node}/mem_banks/0/properties"] = f"heap_type 1\nsize_in_bytes {memory}"
+    return {"files": files}
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts", "memory_mode"),
+    [("SPX", 1, "NPS1"), ("DPX", 2, "NPS2"), ("QPX", 4, "NPS4"), ("CPX", 8, "NPS4")],
+)
+def test_partition_modes(
+    machines: Any, on_machine: Any, mode: str, parts: int, memory_mode: str
+) -> None:
+    """Each part of a divided device is a device, with its share of units and memory, and its mode."""
+    machines.install_torch(hip="7.1")
+    machine = machines.build(_divided(mode, parts, memory_mode, range(1, parts + 1)))
+    assert f"{parts} visible: AMD Instinct MI300X OAM (gfx942)" == rocm.probe(machine).reason
+    on_machine(machine)
+    assert parts == RocmPlatform.device_count()
+    for number, device in enumerate(RocmPlatform.devices()):
+        assert (number, mode, memory_mode) == device[-3:]
+        assert 304 // parts == RocmPlatform.num_compute_units(number)
+        assert 206_141_652_992 // parts == RocmPlatform.get_device_total_memory(number)
+    assert dict.fromkeys(range(parts), "0000:05:00.0") == RocmPlatform.get_all_gpu_pci_bus_ids()
+    if parts > 1:
+        with pytest.raises(NotImplementedError, match="get_device_memory_info"):
+            RocmPlatform.get_device_memory_info()
+
+
+@pytest.mark.parametrize(
+    ("name", "physical"), [("ROCR_VISIBLE_DEVICES", []), ("HIP_VISIBLE_DEVICES", [0])]
+)
+def test_parts_that_share_an_id(
+    machines: Any, on_machine: Any, name: str, physical: list[int]
+) -> None:
+    """An id that every part of a device has means none to the one library, the first to the other."""
+    record = _divided("DPX", 2, "NPS1", [7, 7]) | {"environ": {name: "GPU-0000000000000007"}}
+    on_machine(machines.build(record))
+    assert physical == RocmPlatform.visible_physical_ids()

@@ -62,6 +62,11 @@ def test_an_actor_with_another_environment_dies_with_both_names(said):
     """The error that the caller gets holds Mainboard's message."""
     kind, text = said["other actor"]
     assert kind == "ActorDiedError"
+    names_both(text)
+
+
+def names_both(text):
+    """The message has the platform here, the parent's, and why that one is not used here."""
     assert "chose the platform cpu (built-in: mainboard.platforms.cpu.CpuPlatform)" in text
     assert "its parent chose shape_platform/shape_platform (shape_platform 1.0" in text
     assert "is declined (plugin_declined)" in text
@@ -71,3 +76,10 @@ def test_a_task_with_another_environment_does_not_run(said):
     """Ray tells the caller that the worker died, and the driver's terminal why."""
     assert said["other task"][0] == "WorkerCrashedError"
     assert "PlatformConflictError: This worker" in said["err"]
+
+
+def test_a_task_that_prepares_itself_fails_with_both_names(said):
+    """The caller gets Mainboard's own error from a task that calls `prepare_worker` first."""
+    kind, text = said["other task that asks"]
+    assert kind == "RayTaskError(PlatformConflictError)"
+    names_both(text)

@@ -1,12 +1,11 @@
 """Configuration of the compiler and of captured graphs."""
 
 from collections import Counter
-from dataclasses import field
 from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
 from mainboard.plugins.vllm_names import envs
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, configuration, field
 
 __all__ = [
     "CUDAGraphMode",

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, is_dataclass
-from dataclasses import replace as replace_fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -41,7 +39,7 @@ from mainboard.plugins.vllm_names.config.work import (
     ParallelConfig,
     SchedulerConfig,
 )
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, configuration, field
 
 __all__ = [
     "OptimizationLevel",
@@ -214,13 +212,17 @@ def get_layers_from_vllm_config(
 
 def config(cls: type[T] | None = None, **options: Any) -> Any:
     """Decorate a class to be a configuration."""
+    from dataclasses import dataclass
+
     return dataclass(cls) if cls is not None else dataclass
 
 
 def replace(dataclass_instance: T, /, **changes: Any) -> T:
     """A copy of a configuration with some fields changed."""
+    import dataclasses
+
     instance: Any = dataclass_instance
-    copied: T = replace_fields(instance, **changes)
+    copied: T = dataclasses.replace(instance, **changes)
     return copied
 
 
@@ -230,6 +232,8 @@ def update_config(config: T, overrides: dict[str, Any]) -> T:
     Raises:
         AttributeError: it has no such field.
     """
+    from dataclasses import is_dataclass
+
     changes = {}
     for name, value in overrides.items():
         if not hasattr(config, name):

@@ -1,11 +1,10 @@
 """Configuration of what an engine can do besides: adapters, drafts, images, forms, measuring."""
 
-from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from mainboard.plugins.vllm_names import envs
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, configuration, field
 
 __all__ = [
     "AttentionConfig",

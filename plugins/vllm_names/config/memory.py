@@ -1,10 +1,9 @@
 """Configuration of memory: the cache, weights, and what leaves the device."""
 
-from dataclasses import field
 from typing import Any, ClassVar
 
 from mainboard.plugins.vllm_names import current_platform
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, configuration, field
 from mainboard.plugins.vllm_names.utils import random_uuid
 
 __all__ = [

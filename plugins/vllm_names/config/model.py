@@ -4,13 +4,12 @@ What only its checkpoint says is read, with Transformers, when it is first asked
 configuration needs neither files nor network.
 """
 
-from dataclasses import InitVar, field, fields
 from typing import Any
 
 from mainboard.plugins.vllm_names import envs
 from mainboard.plugins.vllm_names.config.features import MultiModalConfig
 from mainboard.plugins.vllm_names.config.work import ParallelConfig
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, InitVar, configuration, field
 from mainboard.plugins.vllm_names.utils.torch_utils import get_kv_cache_torch_dtype
 
 __all__ = ["ModelConfig"]
@@ -297,5 +296,7 @@ class ModelConfig(Config):
 
 def _options(cls: type[Any]) -> list[str]:
     """The arguments of a dataclass that are no fields, in order."""
+    from dataclasses import fields
+
     known = {each.name for each in fields(cls)}
     return [name for name in cls.__annotations__ if name not in known]

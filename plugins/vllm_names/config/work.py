@@ -1,10 +1,9 @@
 """Configuration of work: how much at a time, on which devices, by whom."""
 
-from dataclasses import InitVar, field
 from typing import Any, ClassVar
 
 from mainboard.plugins.vllm_names import current_platform
-from mainboard.plugins.vllm_names.records import Config, configuration
+from mainboard.plugins.vllm_names.records import Config, InitVar, configuration, field
 
 __all__ = [
     "DeviceConfig",

@@ -1,6 +1,5 @@
 """`FlexibleArgumentParser`: the argument parser that engines hand to platforms."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -63,13 +62,18 @@ def _gather(arguments: list[str]) -> list[str]:
         for key in outer:
             inside = inside.setdefault(key, {})
         inside[last] = _value(text)
-    for name, value_of in parts.items():
-        rest += [name, json.dumps(value_of)]
+    if parts:
+        from json import dumps
+
+        for name, value_of in parts.items():
+            rest += [name, dumps(value_of)]
     return rest
 
 
 def _value(text: str) -> Any:
+    from json import loads
+
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError:
         return text

@@ -1,4 +1,4 @@
-"""The command line: `mainboard doctor`, `env`, `plugins`, `kernels` and `verify`.
+"""The command line: `mainboard doctor`, `env`, `plugins`, `kernels`, `bench` and the others.
 
 Each command is one module with the same four names: `add_arguments(parser)`, `collect(options)`,
 which returns plain JSON types and never raises, `show(report, screen)` and `exit_code(report)`.
@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "env": "say what this machine, its Python and its packages are",
         "plugins": "list the installed plugins and how each of them loads",
         "kernels": "list which operators run here, on what, with which features",
+        "bench": "measure the operators beside torch's and beside the limits of this machine",
         "tune": "time the Triton kernels' tiles on this device and keep the fastest in a file",
         "verify": "run the conformance checks on a platform",
         "new-platform": "write a complete project for a platform of one's own",
@@ -62,7 +63,7 @@ def _run(command: ModuleType, options: argparse.Namespace) -> int:
 
     with stdout_reserved():
         report: dict[str, Any] = command.collect(options)
-    if options.json:
+    if options.json is True:  # `bench` also takes a file, which it writes itself
         import json
 
         print(json.dumps(report, indent=2))
@@ -83,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mainboard {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", conflict_handler="resolve"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object")
         _module(name).add_arguments(command)
     return parser

@@ -186,6 +186,22 @@ def _reshape_and_cache(inputs: _Inputs) -> list[Pair]:
     return [(k_found, k_cache), (v_found, v_cache)]
 
 
+def _blocks(inputs: _Inputs) -> list[Pair]:
+    """Pages copied within a cache, then to the host; other pages must stay."""
+    import torch
+
+    from mainboard.kernels import copy_blocks, reference, swap_blocks
+
+    cache, host = (inputs.normal(6, _PAGE, _KV_HEADS, _DIM) for _ in range(2))
+    there, back = cache.to(inputs.device, copy=True), host.clone()
+    copies, swaps = torch.tensor([[0, 3], [5, 1]]), torch.tensor([[3, 0], [4, 1], [1, 5]])
+    copy_blocks([there], copies.to(inputs.device))
+    swap_blocks(there, back, swaps)
+    reference.copy_blocks([cache], copies)
+    reference.swap_blocks(cache, host, swaps)
+    return [(there, cache), (back, host)]
+
+
 def _merge_attention_states(inputs: _Inputs) -> list[Pair]:
     """Attention over the even and over the odd keys must join into attention over all of them."""
     import torch
@@ -264,6 +280,7 @@ FAMILIES: Mapping[str, tuple[Callable[[_Inputs], list[Pair]], bool]] = MappingPr
         "attention, dense": (_attention_dense, False),
         "attention, paged": (_attention_paged, False),
         "reshape_and_cache": (_reshape_and_cache, True),
+        "copy_blocks, swap_blocks": (_blocks, True),
         "merge_attention_states": (_merge_attention_states, False),
         "mla_decode": (_latent, False),
     }

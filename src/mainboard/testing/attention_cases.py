@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mainboard.kernels import attention, library, reference
+from mainboard.kernels.support import Request
 
 __all__ = ["AttentionCase", "AttentionInputs", "assert_close", "check_case", "draw_case"]
 
@@ -35,9 +36,10 @@ class AttentionInputs:
 
 def _strided(shape: tuple[int, ...], dtype: torch.dtype, device: str, strided: bool) -> Tensor:
     """Random values; with `strided`, a view into a wider tensor."""
+    unit = 40.0 if dtype is torch.int8 else 1.0
     if not strided:
-        return torch.randn(shape, device=device).to(dtype)
-    wide = torch.randn((*shape[:-1], shape[-1] + 8), device=device).to(dtype)
+        return (torch.randn(shape, device=device) * unit).to(dtype)
+    wide = (torch.randn((*shape[:-1], shape[-1] + 8), device=device) * unit).to(dtype)
     return wide[..., : shape[-1]]
 
 
@@ -75,17 +77,37 @@ class AttentionCase:
 
     @property
     def flops(self) -> float:
-        """Multiply-adds times two of both products, over visible keys only when causal."""
-        seen = 0.0
+        """Multiply-adds times two of both products, over the keys that each query sees."""
+        left, right = self.window
+        seen = 0
         for q, k in zip(self.queries, self.keys, strict=True):
-            seen += q * (k - q) + q * (q + 1) / 2 if self.causal else q * k
-        return 2 * self.heads * (self.head_dim + self.values) * seen
+            position = torch.arange(k - q, k)
+            first = (position - left).clamp(min=0) if left >= 0 else torch.zeros_like(position)
+            last = torch.full_like(position, k - 1)
+            if self.causal or right >= 0:
+                last = (position + (0 if self.causal else right)).clamp(max=k - 1)
+            seen += int((last - first + 1).clamp(min=0).sum())
+        return 2.0 * self.heads * (self.head_dim + self.values) * seen
 
     @property
     def bytes(self) -> int:
         """Keys and values, read once."""
         size = (self.cache_dtype or self.dtype).itemsize
         return sum(self.keys) * self.kv_heads * (self.head_dim + self.values) * size
+
+    def request(self, operator: str = "attention", device: str = "cpu") -> Request:
+        """The case as a question to the support matrix."""
+        asked = {
+            "window": self.window != (-1, -1),
+            "softcap": self.softcap > 0,
+            "alibi": self.alibi,
+            "sinks": self.sinks,
+        }
+        return Request(
+            operator, device, self.dtype, self.cache_dtype, self.head_dim, self.page_size,
+            frozenset(name for name, has in asked.items() if has), self.value_dim, self.heads,
+            self.kv_heads, max(self.queries, default=0), self.deterministic,
+        )  # fmt: skip
 
     def inputs(self, device: str = "cpu") -> AttentionInputs:
         """Draw the tensors from `seed`."""
@@ -106,8 +128,9 @@ class AttentionCase:
         if self.sinks:
             options["sinks"] = torch.randn(self.heads, device=device)
         if self.scaled_cache:
-            options["k_scale"] = torch.rand(self.kv_heads, device=device) + 0.5
-            options["v_scale"] = torch.rand(1, device=device) + 0.5
+            unit = 1.0 / 40 if self.cache_dtype is torch.int8 else 1.0
+            options["k_scale"] = (torch.rand(self.kv_heads, device=device) + 0.5) * unit
+            options["v_scale"] = (torch.rand(1, device=device) + 0.5) * unit
         place = self._dense if self.page_size is None else self._paged
         k, v = place(device, options)
         return AttentionInputs(q, k, v, options)
@@ -143,6 +166,8 @@ class AttentionCase:
         for dim in (self.head_dim, self.values):
             cache = torch.randn(pages, page, self.kv_heads, dim)
             cache[~used] = float("nan")
+            if stored is torch.int8:
+                cache = cache.mul(40).nan_to_num(nan=127.0).clamp(-128, 127)
             cache = cache.to(stored).to(device)
             if self.strided:
                 cache = cache.transpose(1, 2).contiguous().transpose(1, 2)

@@ -70,7 +70,7 @@ _CASES |= {
     f"{str(dtype).removeprefix('torch.')} cache": replace(
         _PAGED, cache_dtype=dtype, scaled_cache=True
     )
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 }
 
 REQUIRED = MappingProxyType(_CASES)

@@ -7,6 +7,7 @@
 //   divided                        (the device above is in the mode in which it has slices)
 //   slice PLACE UUID BYTES MULTIPROCESSORS NAME
 //   nvlink FIRST SECOND            (both ways)
+//   stuck                          (asking what is between two devices never returns)
 //   garbage                        (every number of a device is nonsense, every text unreadable)
 #include <signal.h>
 #include <stdio.h>
@@ -25,7 +26,7 @@ typedef struct Device {
 
 static Device devices[DEVICES];
 static Device slices[DEVICES][SLICES];
-static int count, cuda, garbage, nvlink[DEVICES][DEVICES];
+static int count, cuda, garbage, stuck, nvlink[DEVICES][DEVICES];
 static char driver[64] = "580.65.06";
 
 static int start(const char* how) {
@@ -61,6 +62,7 @@ int nvmlInit_v2(void) {
     } else if (sscanf(line, "lost %d", &last->lost) != 1) {
       last->divided |= strcmp(line, "divided") == 0;
       garbage |= strcmp(line, "garbage") == 0;
+      stuck |= strcmp(line, "stuck") == 0;
     }
   }
   return start(how);
@@ -131,6 +133,7 @@ int nvmlDeviceGetAttributes_v2(Device* device, unsigned out[10]) {
 }
 
 int nvmlDeviceGetP2PStatus(Device* first, Device* second, unsigned index, unsigned* out) {
+  while (stuck) pause();
   *out = index == 2 && !nvlink[first - devices][second - devices] ? 5 : OK;
   return OK;
 }

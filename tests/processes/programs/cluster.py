@@ -4,6 +4,7 @@ Its arguments are a folder for Ray's files and the names of the plugins to look 
 """
 
 import json
+import os
 import sys
 import time
 
@@ -14,7 +15,10 @@ import mainboard.platforms
 from mainboard.plugins import load_general_plugins, prepare_worker, worker_environment
 
 # No general plugins: these workers are there to be refused.
-OTHER = {"env_vars": {"SHAPE_DEVICES": "", "VLLM_PLUGINS": "shape_platform"}}
+OTHER = {"SHAPE_DEVICES": "", "VLLM_PLUGINS": "shape_platform"}
+
+# Set where the task itself calls `prepare_worker`: Ray has one hook for all workers of a job.
+BY_ITSELF = "PREPARED_BY_ITSELF"
 
 
 class Actor:
@@ -28,6 +32,18 @@ class Actor:
 def seen(names):
     """The platform of this process, and its plugins."""
     return {"platform": report.platform(), "shapes": report.shapes(names)}
+
+
+def prepared(names):
+    """What `seen` says, once this worker is found to be its parent's."""
+    prepare_worker()
+    return seen(names)
+
+
+def hook():
+    """Prepare every worker but those whose task does it."""
+    if BY_ITSELF not in os.environ:
+        prepare_worker()
 
 
 def failure(reference):
@@ -51,7 +67,7 @@ def main():
         _temp_dir=folder,
         runtime_env={
             "env_vars": worker_environment(),
-            "worker_process_setup_hook": prepare_worker,
+            "worker_process_setup_hook": hook,
         },
     )
     started = time.perf_counter() - start
@@ -59,8 +75,12 @@ def main():
     answers = {"parent": parent, "start": started}
     answers["task"] = ray.get(task.remote(names))
     answers["actor"] = ray.get(actor.remote().seen.remote(names))
-    answers["other task"] = failure(task.options(runtime_env=OTHER).remote([]))
-    answers["other actor"] = failure(actor.options(runtime_env=OTHER).remote().seen.remote([]))
+    other = {"env_vars": OTHER}
+    answers["other task"] = failure(task.options(runtime_env=other).remote([]))
+    answers["other actor"] = failure(actor.options(runtime_env=other).remote().seen.remote([]))
+    itself = {"env_vars": {**OTHER, BY_ITSELF: "1"}}
+    asking = ray.remote(max_retries=0)(prepared).options(runtime_env=itself)
+    answers["other task that asks"] = failure(asking.remote([]))
     ray.shutdown()
     print(json.dumps(answers))
 

@@ -17,7 +17,7 @@ def synchronize(subject: Subject) -> Iterator[str]:
     """Without a device, for each device, and again with nothing to wait for."""
     import torch
 
-    x = torch.zeros(1 << 14, device=subject.device)
+    x = torch.zeros(1 << 21, device=subject.device)
     for _ in range(50):
         x += 1
     subject.ask("synchronize")
@@ -107,9 +107,9 @@ def lifetime(subject: Subject) -> Iterator[str]:
     """Tensors are let go before the work on them is done."""
     import torch
 
-    total = torch.zeros(1 << 14, device=subject.device)
+    total = torch.zeros(1 << 20, device=subject.device)
     for number in range(100):
-        total += torch.full((1 << 14,), float(number), device=subject.device)
+        total += torch.full((1 << 20,), float(number), device=subject.device)
     values = total.cpu()
     if values.min() != 4950 or values.max() != 4950:
         yield f"the sum of 0 to 99 is {values.min():.0f} to {values.max():.0f}, not 4950"

@@ -1,7 +1,8 @@
-"""A platform on the fake device with a fault for nearly every check; `FAULTS` lists them."""
+"""A platform on the fake device with a fault for every check; `FAULTS` lists them."""
 
 import builtins
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ FAULTS = {
     "registration.repeat": "the second 'RuntimeError: the licence is taken'",
     "registration.cost": "it imports torch",
     "registration.effects": "BROKEN_PLATFORM_WAS_HERE",
+    "registration.threads": "signal only works in main thread",
     "registration.class": "choosing the platform imports torch",
     "contract.identity": "dispatch_key is 'XPU', but tensors of 'fake' dispatch to 'PrivateUse1'",
     "contract.members": "get_punica_wrapper is an instance method",
@@ -38,8 +40,13 @@ FAULTS = {
     "memory.free": "takes 0 from the free memory",
     "memory.peak": "raises the most by 0",
     "memory.limit": "can be made on a device that has fewer",
+    "memory.reused": "a tensor that is in use was overwritten",
+    "memory.pinned": "pin_memory() pins nothing",
+    "streams.synchronize": "the current stream still has work after synchronize()",
     "streams.current": "inside stream(s) the current stream is not s",
+    "streams.order": "the reader got",
     "streams.time": "nothing took -1.0 ms",
+    "streams.lifetime": "the sum of 0 to 99 is",
     "processes.fork": "the fake device was started before this process was forked",
     "processes.worker": "chose the platform broken-platform/broken",
     "processes.threads": "got a wrong result",
@@ -51,6 +58,8 @@ FAULTS = {
     "operators.inputs": "attention changes q",
     "operators.repeat": "another run gives other bits",
     "operators.refusals": "a bad block_table is accepted",
+    "backends.choice": "broken_platform.graphs.Backend: ModuleNotFoundError",
+    "backends.shape": "get_kv_cache_shape(12, ...) is (np.int64(12), ",
     "backends.reasons": "for float64 queries it has no reason",
     "backends.layer": "SIGABRT",
 }
@@ -76,4 +85,5 @@ def register() -> str | None:
     threading.Thread(target=time.sleep, args=(1e9,), daemon=True).start()
     import torch  # noqa: F401
 
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # only the main thread may
     return f"broken_platform.platform.{name}"

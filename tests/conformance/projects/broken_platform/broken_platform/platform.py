@@ -1,12 +1,12 @@
-"""The platform's class: the fake device's, with a fault for nearly every check."""
+"""The platform's class: the fake device's, with a fault for every check."""
 
 # Overrides do what the contract says of them, or should.
 # ruff: noqa: D102
 
 import threading
-from contextlib import contextmanager
 
 import torch
+from fake_device import device as fake
 from fake_device.platform import FakePlatform
 
 from broken_platform import kernels
@@ -32,6 +32,13 @@ class Event(torch.Event):
         return _BackwardsEvent() if enable_timing else torch.Event("fake")
 
 
+class Stream(fake.Stream):
+    """The device's stream, which waits for nobody."""
+
+    def wait_event(self, event):
+        """Forgotten."""
+
+
 class BrokenPlatform(FakePlatform):
     """See `FAULTS` of this package."""
 
@@ -40,6 +47,8 @@ class BrokenPlatform(FakePlatform):
     ray_device_key = None
     device_control_env_var = "BROKEN_VISIBLE_DEVICES"
     Event = Event
+    Stream = Stream
+    _streams = None
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -106,9 +115,14 @@ class BrokenPlatform(FakePlatform):
         return 0
 
     @classmethod
-    @contextmanager
-    def stream(cls, stream):
-        yield
+    def synchronize(cls, device=None):
+        """Forgotten."""
+
+    @classmethod
+    def current_stream(cls, device=None):
+        """The one that was current when this was first asked for."""
+        cls._streams = cls._streams or [fake.current_stream()]
+        return cls._streams[0]
 
     @classmethod
     def get_attn_backend_cls(cls, selected_backend, head_size, dtype, kv_cache_dtype, use_v1):

@@ -1,0 +1,226 @@
+// Operands of the AMX kernel: queries, keys and values packed into tiles of 16 rows of 64 bytes.
+//
+// Parts is how many bfloat16 numbers stand for one element: 1, or 2 (a rounded value and what it
+// lacks), which hold a float16 exactly.
+#pragma once
+
+#include "csrc/cpu/rows.h"
+
+#if defined(__AMX_BF16__)
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+constexpr int kTile = 16;       // rows of a tile, and its columns of 32 bits
+constexpr int kTileBytes = 64;  // one row
+constexpr int kTileDims = 32;   // bfloat16 in one row
+constexpr int kTileWords = kTile * kTile;
+constexpr int kTilePanel = 2 * kTile;                // queries that go together
+constexpr int kTileKeys = 64;                        // keys that go together
+constexpr int kWeightDepth = kTileKeys / kTileDims;  // their tiles of weights
+
+// gcc 12 tells the optimiser neither that these read memory nor all that they read.
+#define MAINBOARD_TILE_FENCE asm volatile("" ::: "memory")
+
+// Eight tiles of 16 rows of 64 bytes for as long as it lives, and results too small for a normal
+// number are zero: the tiles' own rule, and the vector unit would take a trap for each.
+class TileSession {
+ public:
+  TileSession() : control_(_mm_getcsr()) {
+    alignas(64) uint8_t config[64] = {1};
+    for (int t = 0; t < 8; ++t) {
+      config[16 + 2 * t] = kTileBytes;
+      config[48 + t] = kTile;
+    }
+    MAINBOARD_TILE_FENCE;
+    _tile_loadconfig(config);
+    constexpr unsigned kFlushToZero = 0x8000;
+    _mm_setcsr(control_ | kFlushToZero);
+  }
+  ~TileSession() {
+    _mm_setcsr(control_);
+    _tile_release();
+  }
+
+ private:
+  unsigned control_;
+};
+
+// The transpose of a 16 x 16 matrix of 32-bit words, row by row.
+inline void transpose_words(__m512i* row) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // row[4 b + c] holds column 4 l + c of rows 4 b .. 4 b + 3 in its lane l: transpose the lanes.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(row[c], row[4 + c], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(row[c], row[4 + c], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(row[8 + c], row[12 + c], 0x88);
+    const __m512i e = _mm512_shuffle_i32x4(row[8 + c], row[12 + c], 0xdd);
+    t[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    t[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) row[i] = t[i];
+}
+
+inline void store_tile(const __m512i* row, uint32_t* to) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, row[i]);
+}
+
+inline __m512i round_both(Vec even, Vec odd) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+}
+inline Vec widen_half(__m512i both, int half) {
+  const __m256i raw = half == 0 ? _mm512_castsi512_si256(both) : _mm512_extracti64x4_epi64(both, 1);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+// What bfloat16 loses of both.
+inline __m512i round_rest(Vec even, Vec odd, __m512i both) {
+  return round_both(even - widen_half(both, 0), odd - widen_half(both, 1));
+}
+
+// Elements [32 step, 32 step + 32) of a row as Parts vectors of bfloat16; zero from `dim` on.
+template <int Parts>
+inline void load_elements(const char* row, int step, int dim, __m512i* part) {
+  const int left = dim - step * kTileDims;
+  const __mmask32 mask = left >= kTileDims ? ~0u : (1u << left) - 1;
+  part[0] = _mm512_maskz_loadu_epi16(mask, row + step * kTileBytes);
+  if constexpr (Parts == 2) {
+    const Vec low = _mm512_cvtph_ps(_mm512_castsi512_si256(part[0]));
+    const Vec high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(part[0], 1));
+    part[0] = round_both(low, high);
+    part[1] = round_rest(low, high, part[0]);
+  }
+}
+
+inline int tile_steps(int64_t dim) { return static_cast<int>((dim + kTileDims - 1) / kTileDims); }
+
+// Queries as right-hand tiles [part][step][half]: word (i, j) of a tile is elements 32 step + 2 i
+// and the next of query 16 half + j. `query` names a row for each of 32 lanes.
+template <int Parts>
+inline void pack_queries(const char* const* query, int dim, uint32_t* to) {
+  const int steps = tile_steps(dim);
+  for (int step = 0; step < steps; ++step) {
+    for (int half = 0; half < 2; ++half) {
+      __m512i word[Parts][kTile];
+      for (int j = 0; j < kTile; ++j) {
+        __m512i part[Parts];
+        load_elements<Parts>(query[half * kTile + j], step, dim, part);
+        for (int p = 0; p < Parts; ++p) word[p][j] = part[p];
+      }
+      for (int p = 0; p < Parts; ++p) {
+        transpose_words(word[p]);
+        store_tile(word[p], to + ((p * steps + step) * 2 + half) * kTileWords);
+      }
+    }
+  }
+}
+
+// Up to 64 keys as left-hand tiles [part][16 keys][step], rows as they are stored.
+template <int Parts>
+inline void pack_keys(const char* const* key, int n, int dim, uint32_t* to) {
+  const int steps = tile_steps(dim);
+  const int part_words = kTileKeys / kTile * steps * kTileWords;
+  for (int i = 0; i < kTileKeys; ++i) {
+    uint32_t* row = to + i / kTile * steps * kTileWords + i % kTile * kTile;
+    for (int step = 0; step < steps; ++step) {
+      __m512i part[Parts];
+      for (__m512i& x : part) x = _mm512_setzero_si512();
+      if (i < n) load_elements<Parts>(key[i], step, dim, part);
+      for (int p = 0; p < Parts; ++p) {
+        _mm512_storeu_si512(row + p * part_words + step * kTileWords, part[p]);
+      }
+    }
+  }
+}
+
+// Up to 64 values as left-hand tiles [part][16 elements][32 keys], transposed: row r of a tile is
+// element 16 column + r of 32 keys. Keys past the last are zero.
+template <int Parts>
+inline void pack_values(const char* const* value, int n, int dim, uint32_t* to) {
+  constexpr int kDepth = kTileKeys / kTileDims;
+  const int steps = tile_steps(dim);
+  const int part_words = 2 * steps * kDepth * kTileWords;
+  for (int step = 0; step < steps; ++step) {
+    for (int depth = 0; depth < kDepth; ++depth) {
+      __m512i low[Parts][kTile], high[Parts][kTile];
+      for (int i = 0; i < kTile; ++i) {
+        const int key = depth * kTileDims + 2 * i;
+        __m512i even[Parts], odd[Parts];
+        for (int p = 0; p < Parts; ++p) even[p] = odd[p] = _mm512_setzero_si512();
+        if (key < n) load_elements<Parts>(value[key], step, dim, even);
+        if (key + 1 < n) load_elements<Parts>(value[key + 1], step, dim, odd);
+        for (int p = 0; p < Parts; ++p) {
+          // Words of two keys; lane l of `low` has elements 8 l .. 8 l + 3, of `high` the next 4.
+          low[p][i] = _mm512_unpacklo_epi16(even[p], odd[p]);
+          high[p][i] = _mm512_unpackhi_epi16(even[p], odd[p]);
+        }
+      }
+      for (int p = 0; p < Parts; ++p) {
+        uint32_t* tile = to + p * part_words + (2 * step * kDepth + depth) * kTileWords;
+        transpose_words(low[p]);
+        transpose_words(high[p]);
+#pragma GCC unroll 16
+        for (int c = 0; c < kTile; ++c) {
+          const int element = c / 4 * 8 + c % 4;
+          uint32_t* row = tile + element / kTile * kDepth * kTileWords + element % kTile * kTile;
+          _mm512_storeu_si512(row, low[p][c]);
+          _mm512_storeu_si512(row + 4 * kTile, high[p][c]);
+        }
+      }
+    }
+  }
+}
+
+// Sixteen columns of a panel's output, times their weights, as rows of the output's type.
+// `row` names 16 places; the first `n` are written.
+inline void store_outputs(const float* o, Vec weight, int dim, DType dtype, char* const* row,
+                          int n) {
+  alignas(64) static const uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kInterleave);
+  const bool wide = dtype == DType::f32;
+  const int elements = wide ? kTile : kTileDims;  // of 64 bytes
+  for (int d = 0; d < dim; d += elements) {
+    __m512i word[kTile];
+    for (int i = 0; i < kTile; ++i) {
+      const float* at = o + (d + (wide ? i : 2 * i)) * kTilePanel;
+      const Vec even = load(at) * weight;
+      if (wide) {
+        word[i] = _mm512_castps_si512(even);
+        continue;
+      }
+      const Vec odd = load(at + kTilePanel) * weight;
+      __m512i both = round_both(even, odd);
+      if (dtype == DType::f16) {
+        both = _mm512_inserti64x4(
+            _mm512_castsi256_si512(_mm512_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT)),
+            _mm512_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT), 1);
+      }
+      word[i] = _mm512_permutexvar_epi16(order, both);
+    }
+    transpose_words(word);
+    const int left = dim - d, size = wide ? 4 : 2;
+    const uint64_t mask = left >= elements ? ~uint64_t{0} : (uint64_t{1} << left * size) - 1;
+    for (int i = 0; i < n; ++i) _mm512_mask_storeu_epi8(row[i] + d * size, mask, word[i]);
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#endif  // __AMX_BF16__

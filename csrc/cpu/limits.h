@@ -1,0 +1,20 @@
+// What one thread can do at most with an instruction set: loops that do one thing and nothing else.
+// `mainboard bench` runs them on every thread, and sets each kernel beside its own limit.
+#pragma once
+
+#include <cstdint>
+
+namespace mainboard::cpu {
+
+struct Limits {
+  // Each loop does some work and says how much: bytes, multiply-adds times two, exponentials.
+  double (*read)(const char* bytes, int64_t count);
+  double (*multiply_add)();
+  double (*multiply_tiles)();  // null where there are no matrix tiles
+  double (*exponentials)();
+  // to[i] = e^from[i], and tanh(from[i]), by the function that the kernels use.
+  void (*exp)(const float* from, float* to, int64_t n);
+  void (*tanh)(const float* from, float* to, int64_t n);
+};
+
+}  // namespace mainboard::cpu

@@ -1,0 +1,1 @@
+"""How fast the operators are on this machine, beside torch's own and beside the machine's limits."""

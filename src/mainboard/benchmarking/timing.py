@@ -1,0 +1,69 @@
+"""Times of calls that are taken in turn, so that whatever else the machine does hits all alike."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Call", "Clock", "clock_for", "interleaved"]
+
+Call = Callable[[], object]
+Clock = Callable[[Call], float]
+"""Runs a call and answers with how many seconds it took."""
+
+# Larger than any second-level cache of a GPU.
+_FLUSH_BYTES = 256 << 20
+_MOST_SAMPLES = 201
+
+
+def _host_clock(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _device_clock(device: str) -> Clock:
+    """Events around the call, with the caches emptied before it."""
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+    begin, end = (torch.Event(device, enable_timing=True) for _ in range(2))
+
+    def clock(call: Call) -> float:
+        flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        milliseconds: Any = begin.elapsed_time(end)
+        return float(milliseconds) / 1e3
+
+    return clock
+
+
+def clock_for(device: str) -> Clock:
+    """How to time a call on a type of device."""
+    return _host_clock if device == "cpu" else _device_clock(device)
+
+
+def interleaved(
+    calls: Sequence[Call], clock: Clock, seconds: float, most: int = _MOST_SAMPLES
+) -> list[list[float]]:
+    """Samples of each call, in seconds; which goes first alternates.
+
+    Args:
+        calls: what to time, each called once before.
+        clock: how.
+        seconds: how long to go on; every call is sampled at least once, whatever it takes.
+        most: samples of each call.
+    """
+    samples: list[list[float]] = [[] for _ in calls]
+    begin = time.perf_counter()
+    for turn in range(most):
+        order = range(len(calls)) if turn % 2 else reversed(range(len(calls)))
+        for i in order:
+            samples[i].append(clock(calls[i]))
+        spent = time.perf_counter() - begin
+        # A round that would end well after the time is not begun.
+        if spent + 0.5 * spent / (turn + 1) > seconds:
+            break
+    return samples

@@ -1,0 +1,79 @@
+// The AMX tile instructions in plain C++, for processors that have none: what the kernels compute
+// with them can then be checked anywhere with AVX-512. It says nothing about speed, nor about what
+// a processor does with denormal numbers.
+//
+// Included before everything else (`-include`) when the library is configured with
+// MAINBOARD_EMULATED_AMX=ON; no release is.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace amx_emulation {
+
+constexpr int kRows = 16, kRowBytes = 64;
+
+struct Tile {
+  alignas(64) uint8_t row[kRows][kRowBytes];
+};
+inline thread_local Tile tile[8];
+inline thread_local bool configured = false;
+
+inline void load(int t, const void* base, int64_t stride) {
+  if (!configured) __builtin_trap();
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(tile[t].row[r], static_cast<const char*>(base) + r * stride, kRowBytes);
+  }
+}
+inline void store(int t, void* base, int64_t stride) {
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(static_cast<char*>(base) + r * stride, tile[t].row[r], kRowBytes);
+  }
+}
+
+inline float widen(uint16_t bits) {
+  const uint32_t word = uint32_t{bits} << 16;
+  float x;
+  std::memcpy(&x, &word, sizeof x);
+  return x;
+}
+
+// C[m][n] += sum over pairs of A[m][2 k], A[m][2 k + 1] times B[k][2 n], B[k][2 n + 1].
+inline void multiply_add(int c, int a, int b) {
+  for (int m = 0; m < kRows; ++m) {
+    float sum[16];
+    uint16_t left[32];
+    std::memcpy(sum, tile[c].row[m], sizeof sum);
+    std::memcpy(left, tile[a].row[m], sizeof left);
+    for (int k = 0; k < 16; ++k) {
+      uint16_t right[32];
+      std::memcpy(right, tile[b].row[k], sizeof right);
+      const float even = widen(left[2 * k]), odd = widen(left[2 * k + 1]);
+      for (int n = 0; n < 16; ++n) {
+        sum[n] += even * widen(right[2 * n]);
+        sum[n] += odd * widen(right[2 * n + 1]);
+      }
+    }
+    std::memcpy(tile[c].row[m], sum, sizeof sum);
+  }
+}
+
+}  // namespace amx_emulation
+
+// The compiler's own names are macros too.
+#undef _tile_loadconfig
+#undef _tile_release
+#undef _tile_loadd
+#undef _tile_stream_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#define _tile_loadconfig(config) ((void)(config), amx_emulation::configured = true)
+#define _tile_release() (amx_emulation::configured = false)
+#define _tile_loadd(t, base, stride) amx_emulation::load(t, base, stride)
+#define _tile_stream_loadd(t, base, stride) amx_emulation::load(t, base, stride)
+#define _tile_stored(t, base, stride) amx_emulation::store(t, base, stride)
+#define _tile_zero(t) std::memset(&amx_emulation::tile[t], 0, sizeof(amx_emulation::Tile))
+#define _tile_dpbf16ps(c, a, b) amx_emulation::multiply_add(c, a, b)

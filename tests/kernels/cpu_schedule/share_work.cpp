@@ -1,0 +1,82 @@
+// Plans the CPU's work for batches read from standard input and says how evenly threads end.
+//
+// One batch a line: threads, heads, kv_heads, rows of a block, sequences, then each sequence's
+// queries and keys. One answer a line: items, joins, the work of the busiest thread over the mean
+// when each thread takes the next item as soon as it is free, the work that no item covers or that
+// two cover, and the allocations of planning the same batch again.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <new>
+#include <vector>
+
+#include "csrc/cpu/schedule.h"
+
+static long allocations = 0;
+void* operator new(std::size_t size) {
+  ++allocations;
+  void* memory = std::malloc(size);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+using namespace mainboard::cpu;
+
+int main() {
+  int64_t threads, heads, kv_heads, block_rows, size;
+  while (std::cin >> threads >> heads >> kv_heads >> block_rows >> size) {
+    std::vector<int32_t> cu_queries{0}, cu_keys{0};
+    for (int64_t i = 0; i < size; ++i) {
+      int32_t queries, keys;
+      std::cin >> queries >> keys;
+      cu_queries.push_back(cu_queries.back() + queries);
+      cu_keys.push_back(cu_keys.back() + keys);
+    }
+    Attention a;
+    a.heads = heads;
+    a.kv_heads = kv_heads;
+    a.head_dim = a.value_dim = 128;
+    a.right = 0;
+    a.group = heads_together(a, block_rows);
+    Batch batch;
+    batch.size = size;
+    batch.query_tokens = cu_queries.back();
+    batch.key_tokens = cu_keys.back();
+    batch.cu_queries = cu_queries.data();
+    batch.cu_keys = cu_keys.data();
+    Plan plan;
+    make_plan(a, batch, block_rows, threads, false, &plan);
+    const long before = allocations;
+    make_plan(a, batch, block_rows, threads, false, &plan);
+    const long again = allocations - before;
+
+    std::vector<double> busy(threads, 0.0);
+    double total = 0.0, wrong = 0.0;
+    for (const WorkItem& w : plan.items) {
+      const auto work = static_cast<double>(work_cost(a, w));
+      *std::min_element(busy.begin(), busy.end()) += work;
+      total += work;
+    }
+    // Pairs of a row and a key, counted once per item, against what the batch has.
+    for (const WorkItem& w : plan.items) {
+      wrong += static_cast<double>((w.query_end - w.query_begin) * a.group) *
+               static_cast<double>(w.key_end - w.key_begin);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t queries = cu_queries[i + 1] - cu_queries[i], keys = cu_keys[i + 1] - cu_keys[i];
+      const int64_t most = block_rows / a.group;
+      for (int64_t q = 0; q < queries; q += most) {
+        const int64_t end = std::min(queries, q + most);
+        const int64_t seen = std::max<int64_t>(0, std::min(keys, end + keys - queries));
+        wrong -= static_cast<double>((end - q) * heads) * static_cast<double>(seen);
+      }
+    }
+    const double mean = total / static_cast<double>(threads);
+    const double worst = *std::max_element(busy.begin(), busy.end());
+    std::printf("%zu %zu %.6f %.0f %ld\n", plan.items.size(), plan.joins.size(),
+                total == 0.0 ? 1.0 : worst / mean, wrong, again);
+  }
+}

@@ -1,0 +1,100 @@
+"""The AMX kernels with their tile instructions emulated in C++ (`tests/kernels/amx`).
+
+This shows that what the kernels do with the tiles is right, on any processor with AVX-512 BF16. It is
+an emulation: it shows nothing about speed, and a processor with AMX runs `test_levels.py` instead.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+CHECK = """
+import dataclasses
+from pathlib import Path
+from mainboard import build_info
+
+installed = build_info.library
+
+
+def emulated(device):
+    info = installed(device)
+    return dataclasses.replace(info, path=Path({path!r})) if device == "cpu" else info
+
+
+build_info.library = emulated
+import torch
+from mainboard.kernels import library
+from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+
+assert library.libraries()[0].active == "amx", library.libraries()[0]
+"""
+DRAWN = """
+for seed in range(0, 240):
+    check_case(draw_case(seed))
+"""
+LONG = """
+# Several chunks of keys, panels of queries and work items, and each way to make scores.
+shape = {{"head_dim": 128, "dtype": getattr(torch, {dtype!r})}}
+for options in (
+    {{}},
+    {{"softcap": 20.0}},
+    {{"alibi": True}},
+    {{"alibi": True, "causal": False}},
+    {{"alibi": True, "softcap": 5.0}},
+    {{"sinks": True, "window": (100, -1)}},
+):
+    check_case(AttentionCase((150, 40), (1200, 700), heads=8, kv_heads=1, **shape, **options))
+check_case(AttentionCase((300,), (300,), page_size=16, **shape))
+check_case(AttentionCase((20,), (9000,), heads=4, kv_heads=1, **shape))
+check_case(AttentionCase((70,), (300,), head_dim=192, value_dim=80, dtype=shape["dtype"]))
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+
+@pytest.fixture(scope="module")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU library, built with emulated tiles."""
+    if not CPU_FLAGS.exists() or " avx512_bf16" not in CPU_FLAGS.read_text():
+        pytest.skip("this processor has no AVX-512 BF16")
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("cmake or ninja is not installed")
+    build = tmp_path_factory.mktemp("emulated")
+    configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
+    subprocess.run(
+        [*configure, "-DCMAKE_BUILD_TYPE=Release", "-DMAINBOARD_EMULATED_AMX=ON"], check=True
+    )
+    subprocess.run(["cmake", "--build", str(build)], check=True)
+    return build / "csrc" / "cpu" / "libmainboard_cpu.so"
+
+
+def run(code: str, tmp_path: Path) -> None:
+    """Run code in a fresh interpreter with the AMX kernels forced."""
+    environ = os.environ | {"MAINBOARD_CPU_ISA": "amx"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_drawn_cases(emulated_library: Path, tmp_path: Path) -> None:
+    """The drawn cases, of every type, agree with float64."""
+    run(CHECK.format(path=str(emulated_library)) + DRAWN, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_long_cases(emulated_library: Path, tmp_path: Path, dtype: str) -> None:
+    """Streams of many blocks agree with float64, in every way to make scores."""
+    run(CHECK.format(path=str(emulated_library)) + LONG.format(dtype=dtype), tmp_path)

@@ -1,0 +1,76 @@
+"""How the CPU kernels share out their work, for up to 64 threads, of which this machine needs none.
+
+The schedule is compiled as it is. Its model: an item costs its keys times its rows, of which there
+are at least eight because a key must be read anyway; a thread takes the next item when it is free.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HARNESS = Path(__file__).parent / "cpu_schedule"
+THREADS = (1, 2, 3, 8, 16, 48, 64)
+BLOCK_ROWS = (192, 768)  # vectors, tiles
+BATCHES = {
+    "one long sequence": [(1, 131072)],
+    "one prefill": [(2048, 2048)],
+    "a long prefill": [(16384, 16384)],
+    "many short decodes": [(1, 300 + 7 * i) for i in range(256)],
+    "decodes of all lengths": [(1, 64 << (i % 11)) for i in range(64)],
+    "a prefill among decodes": [(512, 2048)] + [(1, 4096)] * 15,
+    "a chunk of a long sequence": [(512, 65536)],
+    "uneven prefills": [(300, 300), (700, 700), (1500, 1500), (2500, 2500)],
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the harness found for one batch."""
+
+    items: int
+    joins: int
+    worst_over_mean: float
+    uncovered: int
+    allocations: int
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The schedule and the harness, compiled."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    built = tmp_path_factory.mktemp("schedule") / "share_work"
+    words = [compiler, "-std=c++17", "-O1", f"-I{ROOT}", "-o", built, HARNESS / "share_work.cpp"]
+    subprocess.run([*words, ROOT / "csrc/cpu/schedule.cpp"], check=True)
+    return built
+
+
+def shares(program: Path, name: str, threads: int, rows: int, heads: int = 32) -> Shares:
+    """How one batch is shared."""
+    batch = BATCHES[name]
+    numbers = [threads, heads, 8, rows, len(batch), *(n for pair in batch for n in pair)]
+    text = " ".join(map(str, numbers))
+    ran = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+    items, joins, worst, uncovered, allocations = ran.stdout.split()
+    return Shares(int(items), int(joins), float(worst), int(uncovered), int(allocations))
+
+
+@pytest.mark.parametrize("rows", BLOCK_ROWS)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_threads_end_together(program: Path, name: str, threads: int, rows: int) -> None:
+    """The busiest thread has at most a fifth more than the mean, and nothing is done twice."""
+    found = shares(program, name, threads, rows)
+    assert found.uncovered == 0
+    assert found.worst_over_mean < 1.2, found
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_planning_again_allocates_nothing(program: Path, name: str) -> None:
+    """A plan keeps its memory, so that a steady state asks the system for none."""
+    assert shares(program, name, 8, 768).allocations == 0
