@@ -4,6 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,18 +49,14 @@ def warm_up(
     begin = time.perf_counter()
     if dtype is None:
         dtype = torch.bfloat16 if k.element_size() == 1 else k.dtype
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=k.device)
-
+    zeros = partial(torch.zeros, dtype=torch.int32, device=k.device)
     for batch, longest, length in itertools.product(batches, queries, keys):
         q = torch.empty(batch * longest, heads, k.shape[-1], dtype=dtype, device=k.device)
         nowhere, nothing = zeros(batch + 1), zeros(batch)
+        where: dict[str, Any] = {"cu_seqlens_k": nowhere}
         if k.dim() == 4:
             table = zeros(batch, -(-length // k.shape[1]))
-            where: dict[str, Any] = {"seqused_k": nothing, "block_table": table}
-        else:
-            where = {"cu_seqlens_k": nowhere}
+            where = {"seqused_k": nothing, "block_table": table}
         attention(
             q, k, v, cu_seqlens_q=nowhere, max_seqlen_q=longest, max_seqlen_k=length, **where,
             **options,

@@ -2,8 +2,9 @@
 
 A driver that is stuck can hold a call for ever, in a state in which not even SIGKILL ends it. So
 the question is asked in a short-lived child process, which can be left behind: the interpreter
-that asks is never stuck itself, and loads no vendor's library. Where no such child can be
-started (Windows, an embedded interpreter) a daemon thread asks instead.
+that asks is never stuck itself, and loads no vendor's library. The child is a fork while this
+process has no other thread and no native library, and a new interpreter afterwards. Where no such
+child can be started (Windows, an embedded interpreter) a daemon thread asks instead.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import sys
 import time
 
-from mainboard.light_typing import TYPE_CHECKING, NamedTuple
+from mainboard.light_typing import TYPE_CHECKING
+from mainboard.platforms.asking_process import AskingProcess, Outcome, since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
     "DEFAULT_SECONDS",
-    "RUN",
     "Outcome",
     "ask",
     "ask_ahead",
@@ -31,22 +32,9 @@ DEFAULT_SECONDS = 10.0
 """A driver that must first start eight devices takes a few seconds."""
 
 _BOUND = "MAINBOARD_PROBE_TIMEOUT"
-_LARGEST_ANSWER = 1 << 20
-
-# As a module, a script has its bytecode; from the end of the path, it hides nothing. The endings of
-# the interpreter, libraries and drivers are nobody's concern, take time, and may hang.
-RUN = """
-import os, sys
-folder, name = os.path.split(sys.argv[1])
-sys.path.append(folder)
-print(__import__(name.removesuffix(".py")).main(sys.argv[2:]), flush=True)
-os._exit(0)
-"""
-"""What the child runs: its arguments are the script and those of `main`."""
-
 
 # What was asked ahead, by script and arguments.
-_ahead: dict[tuple[str, ...], _Child] = {}
+_ahead: dict[tuple[str, ...], AskingProcess] = {}
 
 
 def _after_fork_in_child() -> None:
@@ -58,20 +46,6 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-class Outcome(NamedTuple):
-    """What came of a question.
-
-    Args:
-        output: what was printed, or None when there was no answer in time.
-        problem: a sentence that says why `output` is missing or incomplete.
-        milliseconds: how long it took.
-    """
-
-    output: str | None
-    problem: str | None
-    milliseconds: float
 
 
 def time_limit() -> float:
@@ -92,7 +66,7 @@ def ask(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
     try:
         child = _ahead.pop((script, *arguments), None) or _begin(script, arguments)
     except OSError as error:
-        return Outcome(None, f"no child process could be started: {error}", _since(start))
+        return Outcome(None, f"no child process could be started: {error}", since(start))
     if child is None:
         return _ask_thread(script, arguments, seconds)
     return child.outcome(start, seconds)
@@ -116,127 +90,16 @@ def leave_unasked() -> None:
             child.leave()
 
 
-def _begin(script: str, arguments: Sequence[str]) -> _Child | None:
+def _begin(script: str, arguments: Sequence[str]) -> AskingProcess | None:
     """The process that asks, or None where none can be started."""
     if hasattr(os, "posix_spawn") and _is_python(sys.executable) and os.path.isfile(script):
-        return _Child(script, arguments)
+        return AskingProcess(script, arguments)
     return None
 
 
 def _is_python(executable: str | None) -> bool:
     """Whether the interpreter is a program that can be started again, not a host of it."""
     return bool(executable) and os.path.basename(executable or "").startswith(("python", "pypy"))
-
-
-class _Child:
-    """A process that asks, and the pipe on which it answers.
-
-    Raises:
-        OSError: it cannot be started.
-    """
-
-    def __init__(self, script: str, arguments: Sequence[str]) -> None:
-        # -I -S: nothing of the user's environment or site can change or slow the question. Nor
-        # can what it has to say about bytecode be read then, so it is passed on.
-        keep = ["-B"] if sys.dont_write_bytecode or sys.pycache_prefix else []
-        self._output, write_end = os.pipe()
-        try:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", *keep, "-c", RUN, script, *arguments],
-                dict(os.environ),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, write_end, 1),
-                    (os.POSIX_SPAWN_DUP2, write_end, 2),
-                ],
-            )
-        except OSError:
-            self.close()
-            raise
-        finally:
-            os.close(write_end)
-
-    def outcome(self, start: float, seconds: float) -> Outcome:
-        """What it answers until `seconds` after the start."""
-        try:
-            output, in_time = _read_all(self._output, start + seconds)
-        finally:
-            self.close()
-        pid = self._pid
-        problem = _end(pid, start + seconds) if in_time else _abandon(pid, seconds)
-        return Outcome(output if in_time else None, problem, _since(start))
-
-    def leave(self) -> None:
-        """Kill it."""
-        self.close()
-        _abandon(self._pid, 0)
-
-    def close(self) -> None:
-        """Listen no more."""
-        os.close(self._output)
-
-
-def _read_all(read_end: int, deadline: float) -> tuple[str, bool]:
-    """What is printed until the other end closes, and whether it closed in time."""
-    import select
-
-    readable = select.poll()
-    readable.register(read_end, select.POLLIN)
-    printed = b""
-    while len(printed) < _LARGEST_ANSWER:
-        left = deadline - time.monotonic()
-        if left <= 0 or not readable.poll(left * 1e3):
-            return printed.decode("utf-8", "replace"), False
-        part = os.read(read_end, 65536)
-        if not part:
-            break
-        printed += part
-    return printed.decode("utf-8", "replace"), True
-
-
-def _end(pid: int, deadline: float) -> str | None:
-    """Collect a child that has closed its output; a sentence if it ended badly."""
-    while True:
-        try:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:  # the program collects its children itself
-            return None
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return None if code == 0 else _bad_ending(code)
-        if time.monotonic() > deadline:
-            return _abandon(pid, 0)
-        time.sleep(0.0005)
-
-
-def _bad_ending(code: int) -> str:
-    if code > 0:
-        return f"the process that asked ended with exit code {code}"
-    import signal
-
-    names = {number.value: number.name for number in signal.Signals}
-    return f"the process that asked was ended by {names.get(-code, f'signal {-code}')}"
-
-
-def _abandon(pid: int, seconds: float) -> str:
-    """Kill a child and leave it: one stuck in its driver would not be collected now."""
-    import signal
-    import threading
-
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:  # collected by the program itself in the meantime
-        return f"no answer within {seconds:g} s"
-    threading.Thread(target=_collect, args=(pid,), daemon=True, name="mainboard-collect").start()
-    return f"no answer within {seconds:g} s (process {pid} was killed)"
-
-
-def _collect(pid: int) -> None:
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:  # collected by the program itself
-        return
 
 
 def _ask_thread(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
@@ -256,10 +119,10 @@ def _ask_thread(script: str, arguments: Sequence[str], seconds: float) -> Outcom
     thread.start()
     thread.join(seconds)
     if errors:
-        return Outcome(None, f"the question failed with {errors[0]}", _since(start))
+        return Outcome(None, f"the question failed with {errors[0]}", since(start))
     if not answers:
-        return Outcome(None, f"no answer within {seconds:g} s", _since(start))
-    return Outcome(answers[0], None, _since(start))
+        return Outcome(None, f"no answer within {seconds:g} s", since(start))
+    return Outcome(answers[0], None, since(start))
 
 
 def _main_of(script: str) -> Callable[[Sequence[str]], str]:
@@ -267,7 +130,3 @@ def _main_of(script: str) -> Callable[[Sequence[str]], str]:
 
     main: Callable[[Sequence[str]], str] = runpy.run_path(script)["main"]
     return main
-
-
-def _since(start: float) -> float:
-    return (time.monotonic() - start) * 1e3

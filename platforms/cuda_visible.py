@@ -34,8 +34,14 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
 def _number(entry: str) -> str:
     """The number that an entry begins with; empty if it begins with something else."""
     # Without `re`, which takes as long to import as everything else here.
-    digits = "".join(takewhile("0123456789".__contains__, entry.lstrip().removeprefix("+")))
-    return digits and str(min(int(digits[:20]), (1 << 63) - 1) % (1 << 32))
+    text = entry.lstrip()
+    sign = text[:1] if text.startswith(("+", "-")) else ""
+    digits = "".join(takewhile("0123456789".__contains__, text[len(sign) :]))
+    if not digits:
+        return ""
+    limit = 1 << 63
+    number = int(sign + digits.lstrip("0")[:20].rjust(1, "0"))
+    return str(max(-limit, min(number, limit - 1)) % (1 << 32))
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:

@@ -51,16 +51,21 @@ class _Answers:
     """What is known of a class's devices while its control variables have one value each.
 
     By logical id, but for `at_least`, by capability, and `facts`, by the method that finds each.
+    `generation` is the first device's, once it was asked for; empty if there is none.
     """
 
-    __slots__ = ("able", "at_least", "capability", "device", "facts", "name", "physical", "units")
+    __slots__ = (
+        *("able", "at_least", "capability", "device", "facts", "generation", "name"),
+        *("physical", "units"),
+    )
+    generation: tuple[int, ...]
 
     def __init__(self, cls: type[ListedDevices]) -> None:
         self.physical: Table[int, int] = Table(cls._physical_id)
         self.device: Table[int, Any] = Table(cls._find)
         self.name: Table[int, str] = Table(cls._read_name)
         self.capability: Table[int, DeviceCapability | None] = Table(cls._read_capability)
-        self.at_least: Table[tuple[int, int] | int, bool] = Table(cls._is_at_least)
+        self.at_least: Table[int, bool] = Table(cls._is_at_least)
         self.able: Table[int, Capabilities] = Table(cls._capabilities)
         self.units: Table[int, int] = Table(cls._read_compute_units)
         self.facts: Table[str, Any] = Table(lambda name: getattr(cls, name)())
@@ -177,10 +182,18 @@ class ListedDevices(Platform):
         """Whether the device's generation is `capability` or later."""
         if device_id:
             return super().has_device_capability(capability, device_id)
-        return cls._now().at_least[capability]
+        if isinstance(capability, int):
+            return cls._now().at_least[capability]
+        # Comparing takes less time than looking a pair up.
+        now = cls._now()
+        try:
+            return now.generation >= capability
+        except AttributeError:
+            now.generation = tuple(cls.get_device_capability() or ())
+            return now.generation >= capability
 
     @classmethod
-    def _is_at_least(cls, capability: tuple[int, int] | int) -> bool:
+    def _is_at_least(cls, capability: int) -> bool:
         return super().has_device_capability(capability)
 
     @classmethod

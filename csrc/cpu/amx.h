@@ -82,7 +82,7 @@ inline void shape_exponents(const Attention& a, const ScoreFactors& f, const Til
     const Vec slope = load(p.slope + half * kTile);
     __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
     top[half] = set1(-INFINITY);
-    for (int i = 0; i < kTileKeys; ++i, key = _mm512_add_epi32(key, one)) {
+    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
       float* at = s.scores + i * kTilePanel + half * kTile;
       Vec x = load(at);
       x = a.softcap > 0.0f ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero())
@@ -109,7 +109,7 @@ inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
     const __m512i first = _mm512_loadu_si512(p.first + half * kTile);
     const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
     __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
-    for (int i = 0; i < kTileKeys; ++i, key = _mm512_add_epi32(key, one)) {
+    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
       const __mmask16 seen =
           _mm512_cmple_epi32_mask(first, key) & _mm512_cmple_epi32_mask(key, last);
       float* at = s.scores + i * kTilePanel + half * kTile;
@@ -117,7 +117,7 @@ inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
     }
   }
   Peak<kScore> peak(f, s);
-  for (int i = 0; i < kTileKeys; ++i) peak.row(i);
+  for (int i = 0; i < s.depth * kTileDims; ++i) peak.row(i);
   for (int half = 0; half < 2; ++half) top[half] = peak.result(f, s, half);
 }
 
@@ -135,9 +135,10 @@ class TileStream {
     }
   }
 
-  void push(TilePanel* panel, int64_t key, const uint32_t* k, const uint32_t* v) {
+  void push(TilePanel* panel, int64_t key, int depth, const uint32_t* k, const uint32_t* v) {
     TileStep& next = steps_[count_ % 3];
     next.panel = panel;
+    next.depth = depth;
     next.k = k;
     next.v = v;
     next.key = key;
@@ -146,7 +147,7 @@ class TileStream {
     next.shaped = false;
     Vec top[2];
     run(&next, top);
-    const bool hidden = panel->all_first > key || panel->all_last < key + kTileKeys - 1;
+    const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
     if (plan_.always_shaped || (hidden && kScore == Score::capped)) {
       next.shaped = true;
       shape_exponents(a_, plan_.factors, next, top);
@@ -176,9 +177,9 @@ class TileStream {
   void run(const TileStep* next, Vec* top) {
     if (now() == nullptr) {
       MAINBOARD_TILE_FENCE;
-      for (int i = 0; i < 2; ++i) multiply_keys<Parts>(shape_, *next, i, NoSlice());
+      for (int i = 0; i < next->depth; ++i) multiply_keys<Parts>(shape_, *next, i, NoSlice());
       Peak<kScore> peak(plan_.factors, *next);
-      for (int i = 0; i < kTileKeys; ++i) peak.row(i);
+      for (int i = 0; i < next->depth * kTileDims; ++i) peak.row(i);
       for (int half = 0; half < 2; ++half) top[half] = peak.result(plan_.factors, *next, half);
       return;
     }
@@ -319,7 +320,12 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
     for (int i = 0; i < panels; ++i) {
       for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
         if (panel[i].any_last < key || panel[i].any_first >= key + kTileKeys) continue;
-        stream.push(&panel[i], key, keys + b * sizes.k, values + b * sizes.v);
+        // Half a block where the panel sees only that.
+        const int skip = panel[i].any_first >= key + kTileDims ? 1 : 0;
+        const int depth = (panel[i].any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
+        stream.push(&panel[i], key + skip * kTileDims, depth,
+                    keys + b * sizes.k + skip * 2 * sizes.shape.steps * kTileWords,
+                    values + b * sizes.v + skip * kTileWords);
       }
     }
     stream.drain();

@@ -40,9 +40,10 @@ struct TilePanel {
   int32_t any_first, any_last, all_first, all_last;
 };
 
-// A panel against a block of 64 keys.
+// A panel against a block of 64 keys, or of 32 where it sees no more.
 struct TileStep {
   TilePanel* panel = nullptr;
+  int depth;  // in tiles of 32 keys
   const uint32_t *k, *v;
   int64_t key;
   bool shaped;  // the scores are exponents already
@@ -51,8 +52,6 @@ struct TileStep {
   float* scores;      // [64][32]
   uint32_t* weights;  // [part][half][32 keys] tiles
 };
-
-constexpr int kWeightDepth = kTileKeys / kTileDims;  // tiles along the keys
 
 struct TileShape {
   int steps, columns;  // tiles along the queries' and the values' elements; columns are even
@@ -324,8 +323,7 @@ MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s,
   for (int product = 0; product < kValueProducts<Parts>; ++product) {
     const uint32_t* v = s.v + (kLeftPart[product] * shape.columns + column) * kDepth * kTileWords;
     const uint32_t* p = s.weights + kRightPart[product] * kDepth * 2 * kTileWords;
-#pragma GCC unroll 2
-    for (int depth = 0; depth < kDepth; ++depth, v += kTileWords, p += kTileWords) {
+    for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
       multiply_four(v, kDepth * kTileWords, p, kDepth * kTileWords, slice);
     }
   }
@@ -335,27 +333,28 @@ MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s,
 // The vectors' work of one step, handed out after each product.
 template <int Parts, Score kNow, Score kNext>
 struct Slices {
-  static constexpr int64_t kPairs = kTileKeys / 2;
   Softening<Parts, kNow> soft;
   Peak<kNext> peak;
-  int64_t pairs_each, rows_each, low_pair = 0, high_pair = 0, row = 0;
+  int64_t pairs, rows, pairs_each, rows_each, low_pair = 0, high_pair = 0, row = 0;
 
   MAINBOARD_INLINE Slices(const TileShape& shape, const ScoreFactors& f, const TileStep& now,
                           const TileStep& next)
       : soft(f, now), peak(f, next) {
     const int value_products = kValueProducts<Parts> * shape.columns * 4;
     const int products = kKeyProducts<Parts> * shape.steps * 8 + value_products;
-    pairs_each = (2 * kPairs + products - 1) / products;
+    pairs = now.depth * kTileDims / 2;
+    rows = next.depth * kTileDims;
+    pairs_each = (kTileKeys + products - 1) / products;
     rows_each = (kTileKeys + value_products - 1) / value_products;
   }
   template <class Half>
   MAINBOARD_INLINE void soften(Half, int64_t count) {
     int64_t& next = Half::value == 0 ? low_pair : high_pair;
-    const int64_t end = next + count < kPairs ? next + count : kPairs;
+    const int64_t end = next + count < pairs ? next + count : pairs;
     for (; next < end; ++next) soft.template pair<Half::value>(next);
   }
   MAINBOARD_INLINE void find_peaks(int64_t count) {
-    const int64_t end = row + count < kTileKeys ? row + count : kTileKeys;
+    const int64_t end = row + count < rows ? row + count : rows;
     for (; row < end; ++row) peak.row(row);
   }
 };
@@ -370,7 +369,7 @@ inline void run_step(const TileShape& shape, const ScoreFactors& f, const TileSt
   if (next != nullptr) {
     auto slice = [&](auto half)
                      __attribute__((always_inline)) { work.soften(half, work.pairs_each); };
-    for (int i = 0; i < 2; ++i) multiply_keys<Parts>(shape, *next, i, slice);
+    for (int i = 0; i < next->depth; ++i) multiply_keys<Parts>(shape, *next, i, slice);
   }
   if (before != nullptr) {
     auto slice = [&](auto half) __attribute__((always_inline)) {
@@ -379,8 +378,8 @@ inline void run_step(const TileShape& shape, const ScoreFactors& f, const TileSt
     };
     for (int c = 0; c < shape.columns; c += 2) multiply_values<Parts>(shape, *before, c, slice);
   }
-  work.soften(LowHalf(), Slices<Parts, kNow, kNext>::kPairs);
-  work.soften(HighHalf(), Slices<Parts, kNow, kNext>::kPairs);
+  work.soften(LowHalf(), kTileKeys);
+  work.soften(HighHalf(), kTileKeys);
   work.soft.finish(*now->panel);
   MAINBOARD_TILE_FENCE;
   if (next == nullptr) return;

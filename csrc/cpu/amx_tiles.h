@@ -14,8 +14,9 @@ constexpr int kTile = 16;       // rows of a tile, and its columns of 32 bits
 constexpr int kTileBytes = 64;  // one row
 constexpr int kTileDims = 32;   // bfloat16 in one row
 constexpr int kTileWords = kTile * kTile;
-constexpr int kTilePanel = 2 * kTile;  // queries that go together
-constexpr int kTileKeys = 64;          // keys that go together
+constexpr int kTilePanel = 2 * kTile;                // queries that go together
+constexpr int kTileKeys = 64;                        // keys that go together
+constexpr int kWeightDepth = kTileKeys / kTileDims;  // their tiles of weights
 
 // gcc 12 tells the optimiser neither that these read memory nor all that they read.
 #define MAINBOARD_TILE_FENCE asm volatile("" ::: "memory")

@@ -11,6 +11,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 constexpr int kDotRows = 8;     // most rows this kernel takes
 constexpr int kDotKeys = 32;    // keys whose rows stay in the first-level cache meanwhile
 constexpr int kRowsAtOnce = 4;  // rows that share one reading of a key
+constexpr int kDotGroup = 8;    // keys between the scores of one block and the values of another
 #if defined(__AVX512F__)
 constexpr int kDotScores = 16;  // dot products in flight
 #else
@@ -40,6 +41,18 @@ inline VecPair load_pair(const BFloat16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(0xffff0000)))};
 }
+// Both halves at once, where one by one each would take as many instructions.
+inline VecPair load_pair(const Float8E5M2* p) {
+  const __m512i half = halves_of(p);
+  return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
+          _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
+}
+inline VecPair load_pair(const Float8E4M3* p) {
+  const __m512i half = halves_of(p);
+  const Vec unit = set1(256.0f);
+  return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)) * unit,
+          _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)) * unit};
+}
 #else
 inline VecPair load_pair(const BFloat16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -63,10 +76,12 @@ inline void reorder_pairs(float* row, int dim, bool back) {
   }
 }
 
-// The sums of kDotScores vectors.
+// The sums of N vectors.
+template <int N>
 inline void reduce_scores(const Vec* acc, float* to) {
 #if defined(__AVX2__)
-  for (int i = 0; i < kDotScores; i += 8) {
+#pragma GCC unroll 2
+  for (int i = 0; i < N; i += 8) {
     __m256 pair[4];
     for (int j = 0; j < 4; ++j) {
       pair[j] = _mm256_hadd_ps(fold(acc[i + 2 * j]), fold(acc[i + 2 * j + 1]));
@@ -76,38 +91,31 @@ inline void reduce_scores(const Vec* acc, float* to) {
     _mm256_storeu_ps(to + i, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
   }
 #else
-  for (int i = 0; i < kDotScores; ++i) to[i] = reduce_add(acc[i]);
+  for (int i = 0; i < N; ++i) to[i] = reduce_add(acc[i]);
 #endif
-}
-
-inline void prefetch(const char* row, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
 // The rows of one block of keys.
 struct Block {
   const char* k[kDotKeys];
   const char* v[kDotKeys];
-  int keys;
-  int64_t v_bytes;
+  int keys = 0;
 };
 
-// scores[r][i] = q[r] . k[i] for R rows and the keys of a block.
+// scores[r][i] = q[r] . k[i] for R rows and kDotGroup keys of a block from `first` on.
 template <int R, class T>
-inline void dot_scores(const Block& block, int dim, const float* q, float* scores) {
-  constexpr int kKeys = kDotScores / R;
-  const int n = block.keys;
-  for (int i = 0; i < n; i += kKeys) {
+inline void dot_scores(const Block& block, int first, int dim, const float* q, float* scores) {
+  constexpr int kKeys = kDotScores / R < kDotGroup ? kDotScores / R : kDotGroup;
+  const int last = block.keys - 1;
+  for (int i = first; i < first + kDotGroup; i += kKeys) {
     const T* key[kKeys];
+    // Past the last key the last one is repeated; those scores are not read.
     for (int j = 0; j < kKeys; ++j) {
-      // Values come next, in an order that the processor does not foresee; keys it does.
-      if (i + j < n) prefetch(block.v[i + j], block.v_bytes);
-      // Past the last key the last one is repeated; those scores are not read.
-      key[j] = reinterpret_cast<const T*>(block.k[i + j < n ? i + j : n - 1]);
+      key[j] = reinterpret_cast<const T*>(block.k[i + j < last ? i + j : last]);
     }
-    Vec acc[kDotScores];
+    Vec acc[R * kKeys];
 #pragma GCC unroll 16
-    for (int j = 0; j < kDotScores; ++j) acc[j] = zero();
+    for (int j = 0; j < R * kKeys; ++j) acc[j] = zero();
     int d = 0;
     for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
       VecPair operand[kKeys];
@@ -130,18 +138,19 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
         }
       }
     }
-    float sums[kDotScores];
-    reduce_scores(acc, sums);
+    float sums[R * kKeys];
+    reduce_scores<R * kKeys>(acc, sums);
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < kKeys; ++j) scores[r * kDotKeys + i + j] = sums[r * kKeys + j];
     }
   }
 }
 
-// o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension.
+// o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension and the
+// keys [first, last) of a block.
 template <int R, int NV, class T>
-inline void add_values(const Block& block, int offset, const float* weights, const float* keep,
-                       float* o, int dim) {
+inline void add_values(const Block& block, int first, int last, int offset, const float* weights,
+                       const float* keep, float* o, int dim) {
   Vec acc[R][NV];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -150,7 +159,7 @@ inline void add_values(const Block& block, int offset, const float* weights, con
       acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
     }
   }
-  for (int i = 0; i < block.keys; ++i) {
+  for (int i = first; i < last; ++i) {
     const T* value = reinterpret_cast<const T*>(block.v[i]) + offset;
     Vec operand[NV];
     if constexpr (NV == 1) {
@@ -178,17 +187,18 @@ inline void add_values(const Block& block, int offset, const float* weights, con
 }
 
 template <int R, class T>
-inline void add_values(const Block& block, const float* weights, const float* keep, float* o,
-                       int dim) {
+inline void add_values(const Block& block, int first, const float* weights, const float* keep,
+                       float* o, int dim) {
   constexpr int kVecs = kDotScores / R < 8 ? kDotScores / R : 8;
+  const int last = first + kDotGroup < block.keys ? first + kDotGroup : block.keys;
   int offset = 0;
   for (; offset + kVecs * kLanes <= dim; offset += kVecs * kLanes) {
-    add_values<R, kVecs, T>(block, offset, weights, keep, o, dim);
+    add_values<R, kVecs, T>(block, first, last, offset, weights, keep, o, dim);
   }
   for (; offset + 2 * kLanes <= dim; offset += 2 * kLanes) {
-    add_values<R, 2, T>(block, offset, weights, keep, o, dim);
+    add_values<R, 2, T>(block, first, last, offset, weights, keep, o, dim);
   }
-  if (offset < dim) add_values<R, 1, T>(block, offset, weights, keep, o, dim);
+  if (offset < dim) add_values<R, 1, T>(block, first, last, offset, weights, keep, o, dim);
 }
 
 struct DotRow {
@@ -197,15 +207,17 @@ struct DotRow {
   Span span;
 };
 
-// Softcap, ALiBi, mask and the online softmax on one row's scores of keys [key, key + n).
+// Softcap, ALiBi, mask and the online softmax on one row's scores of keys [key, key + n); there is
+// room for Keys.
+template <int Keys>
 inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, float* scores) {
   const int first = static_cast<int>(clamp(row.span.first - key, 0, n));
   const int last = static_cast<int>(clamp(row.span.last - key + 1, first, n));
   for (int i = 0; i < first; ++i) scores[i] = -INFINITY;
-  for (int i = last; i < kDotKeys; ++i) scores[i] = -INFINITY;
+  for (int i = last; i < Keys; ++i) scores[i] = -INFINITY;
   if (a.softcap > 0.0f) {
     const Vec cap = set1(a.softcap), inverse = set1(1.0f / a.softcap);
-    float capped[kDotKeys];
+    float capped[Keys];
     for (int i = 0; i < n; i += kLanes) store(capped + i, cap * tanh(load(scores + i) * inverse));
     std::memcpy(scores + first, capped + first, sizeof(float) * (last - first));
   }
@@ -224,22 +236,29 @@ inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, flo
     store(scores + i, e);
     sum = sum + e;
   }
-  const float keep = exp_scalar(row.peak - reference);
+  // Most blocks do not move the peak.
+  const float keep = row.peak == reference ? 1.0f : exp_scalar(row.peak - reference);
   row.sum = row.sum * keep + reduce_add(sum);
   row.peak = peak;
   return keep;
 }
 
-// R rows against one block of keys.
-template <int R, class T>
-inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
-                        const float* q, float* o, float* scores) {
-  float keep[R];
-  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
-  for (int r = 0; r < R; ++r) {
-    keep[r] = soften_row(a, row[r], key, block.keys, scores + r * kDotKeys);
-  }
-  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
+// What the rows of a work item bring along.
+struct DotState {
+  DotRow row[kDotRows];
+  int rows;
+  float* q;       // [rows][head_dim]
+  float* o;       // [rows][value_dim]
+  float* scores;  // [2][kDotRows][kDotKeys], of this block and of the next
+};
+
+// Calls body<R>(first row) for all rows, R at a time.
+template <class Body>
+inline void each_rows(int rows, Body&& body) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) body(r, std::integral_constant<int, 4>());
+  for (; r + 2 <= rows; r += 2) body(r, std::integral_constant<int, 2>());
+  if (r < rows) body(r, std::integral_constant<int, 1>());
 }
 
 inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block* block) {
@@ -248,22 +267,40 @@ inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block
   key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, block->keys, block->v);
 }
 
+// The memory must never wait for the arithmetic: the next block's keys and this block's values are
+// read side by side, a few of each in turn, so that both streams run on at an even pace and the
+// processor's own prefetching stays ahead of them.
 template <class T>
-inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
-                        const float* q, float* o, float* scores) {
-  const int64_t dim = a.head_dim, value_dim = a.value_dim;
-  Block block;
-  block.v_bytes = value_dim * sizeof(T);
-  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys) {
-    find_block(a, w, key, &block);
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+inline void attend_keys(const Attention& a, const WorkItem& w, DotState& s) {
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  Block blocks[2];
+  auto scores_of = [&](int which, int row) {
+    return s.scores + (which * kDotRows + row) * kDotKeys;
+  };
+  auto score = [&](int which, int first) {
+    if (first >= blocks[which].keys) return;
+    each_rows(s.rows, [&](int r, auto count) {
+      dot_scores<decltype(count)::value, T>(blocks[which], first, dim, s.q + r * dim,
+                                            scores_of(which, r));
+    });
+  };
+  int now = 0;
+  find_block(a, w, w.key_begin, &blocks[now]);
+  for (int i = 0; i < kDotKeys; i += kDotGroup) score(now, i);
+  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys, now ^= 1) {
+    find_block(a, w, key + kDotKeys, &blocks[now ^ 1]);
+    float keep[kDotRows];
+    for (int r = 0; r < s.rows; ++r) {
+      keep[r] = soften_row<kDotKeys>(a, s.row[r], key, blocks[now].keys, scores_of(now, r));
     }
-    for (; r + 2 <= rows; r += 2) {
-      attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+    for (int i = 0; i < blocks[now].keys; i += kDotGroup) {
+      score(now ^ 1, i);
+      each_rows(s.rows, [&](int r, auto count) {
+        add_values<decltype(count)::value, T>(blocks[now], i, scores_of(now, r), keep + r,
+                                              s.o + r * value_dim, value_dim);
+      });
+      for (float& k : keep) k = 1.0f;
     }
-    if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
   }
 }
 
@@ -273,34 +310,35 @@ inline bool dot_serves(const Attention& a, const WorkItem& w) {
 }
 
 inline int64_t dot_scratch_floats(const Attention& a) {
-  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
+  return kDotRows * (a.head_dim + a.value_dim + 2 * kDotKeys);
 }
 
 inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
-  const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
   const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
-  float* q = scratch;
-  float* o = q + kDotRows * dim;
-  float* scores = o + kDotRows * value_dim;
-  DotRow row[kDotRows];
-  for (int r = 0; r < rows; ++r) {
+  DotState s;
+  s.rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
+  s.q = scratch;
+  s.o = s.q + kDotRows * dim;
+  s.scores = s.o + kDotRows * value_dim;
+  for (int r = 0; r < s.rows; ++r) {
     const int64_t token = w.query_begin + r / a.group;
     const int64_t head = w.first_head + r % a.group;
     const int64_t position = token + w.sequence.keys - w.sequence.queries;
-    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + r * dim, dim);
-    narrow(q + r * dim, score_scale(a, w.kv_head), q + r * dim, dim);
-    row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
-              visible(a, w, position)};
+    float* q = s.q + r * dim;
+    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q, dim);
+    narrow(q, score_scale(a, w.kv_head), q, dim);
+    s.row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
+                visible(a, w, position)};
   }
-  std::memset(o, 0, sizeof(float) * rows * value_dim);
+  std::memset(s.o, 0, sizeof(float) * s.rows * value_dim);
   with_type(a.k.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (int r = 0; r < rows; ++r) reorder_pairs<T>(q + r * dim, dim, false);
-    attend_keys<T>(a, w, rows, row, q, o, scores);
-    for (int r = 0; r < rows; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
+    for (int r = 0; r < s.rows; ++r) reorder_pairs<T>(s.q + r * dim, dim, false);
+    attend_keys<T>(a, w, s);
+    for (int r = 0; r < s.rows; ++r) reorder_pairs<T>(s.o + r * value_dim, value_dim, true);
   });
-  for (int r = 0; r < rows; ++r) {
-    finish_row(a, w, r, o + r * value_dim, row[r].peak, row[r].sum);
+  for (int r = 0; r < s.rows; ++r) {
+    finish_row(a, w, r, s.o + r * value_dim, s.row[r].peak, s.row[r].sum);
   }
 }
 

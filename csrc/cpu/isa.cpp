@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "csrc/cpu/amx.h"
+#include "csrc/cpu/amx_rows.h"
 #include "csrc/cpu/dot.h"
 #include "csrc/cpu/tile.h"
 
@@ -12,7 +13,10 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 // Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
 constexpr int kManyRows = kTileBlockRows;
 static bool serves(const Attention& a) { return amx_serves(a); }
-static int64_t many_rows_scratch_floats(const Attention& a) { return amx_scratch_floats(a); }
+static int64_t many_rows_scratch_floats(const Attention& a) {
+  const int64_t many = amx_scratch_floats(a), few = few_rows_scratch_floats(a);
+  return many > few ? many : few;
+}
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   attend_amx(a, w, scratch);
 }
@@ -31,6 +35,9 @@ static int64_t scratch_floats(const Attention& a) {
 }
 
 static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+#if defined(__AMX_BF16__)
+  if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
+#endif
   if (dot_serves(a, w)) {
     attend_dotted(a, w, scratch);
   } else {

@@ -21,6 +21,7 @@ constexpr int kPanel = kPanelVecs * kLanes;
 // One block's queries, outputs, keys and values stay within the second-level cache.
 constexpr int kPanelsPerBlock = kBlockRows / kPanel;
 constexpr int kBlockKeys = 128;
+constexpr int kKeyStep = 8;
 
 // C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
 // B and C have kPanel columns. Without `keep`, C is overwritten.
@@ -273,12 +274,16 @@ inline void attend_tiled(const Attention& a, const WorkItem& w, float* scratch) 
     for (int i = 0; i < panels; ++i) {
       Panel& p = panel[i];
       if (!sees(p, key, n)) continue;
+      // Only the keys that some query sees, in whole steps of the product's rows.
+      const int64_t skip = clamp(p.any.first - key, 0, n) / kKeyStep * kKeyStep;
+      const int seen = static_cast<int>(clamp(p.any.last + 1 - key, 0, n) - skip);
+      const float *first_k = k + skip * dim, *first_v = v + skip * value_dim;
       if (p.vecs == 1) {
-        attend_panel<1>(a, p, key, n, k, v, scores);
+        attend_panel<1>(a, p, key + skip, seen, first_k, first_v, scores);
       } else if (p.vecs == 2) {
-        attend_panel<2>(a, p, key, n, k, v, scores);
+        attend_panel<2>(a, p, key + skip, seen, first_k, first_v, scores);
       } else if constexpr (kPanelVecs > 2) {
-        attend_panel<3>(a, p, key, n, k, v, scores);
+        attend_panel<3>(a, p, key + skip, seen, first_k, first_v, scores);
       }
     }
   }

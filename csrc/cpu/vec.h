@@ -56,11 +56,24 @@ inline Vec load(const Float8E5M2* p) {  // the upper half of a float16
 // A float16 whose exponent is 8 too small; all ones become NaN.
 inline Vec load(const Float8E4M3* p) {
   __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256i top = _mm256_set1_epi16(0x3f80);
   const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(raw), 7),
                                         _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
-  const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, top), top);
-  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, nan)), _mm512_set1_ps(256.0f));
+  // One more unit carries all ones, and nothing else, into the bit above: half | (carried & bit).
+  const __m256i carried = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+  const __m256i all = _mm256_ternarylogic_epi32(half, carried, _mm256_set1_epi16(0x4000), 0xf8);
+  return _mm512_mul_ps(_mm512_cvtph_ps(all), _mm512_set1_ps(256.0f));
+}
+// The float16 of the same, for two vectors at once.
+inline __m512i halves_of(const Float8E5M2* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_slli_epi16(_mm512_cvtepu8_epi16(raw), 8);
+}
+inline __m512i halves_of(const Float8E4M3* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m512i half = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(raw), 7),
+                                        _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m512i carried = _mm512_add_epi16(half, _mm512_set1_epi16(0x80));
+  return _mm512_ternarylogic_epi32(half, carried, _mm512_set1_epi16(0x4000), 0xf8);
 }
 inline Vec load(const Int8* p) {
   __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

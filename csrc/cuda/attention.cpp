@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "csrc/common/arguments.h"
+#include "csrc/cuda/clusters.h"
 #include "csrc/cuda/decode.h"
 #include "csrc/cuda/prefill_launch.h"
 #include "csrc/cuda/runtime.h"
@@ -59,6 +60,7 @@ Decode describe(const AttentionCall& call) {
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
+  a.table_columns = call.table ? static_cast<int>(call.table->size(1)) : 0;
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
@@ -105,15 +107,36 @@ Tensor lay_out(Decode* a, const OnDevice& device, int grid, int64_t tokens, int6
   return memory;
 }
 
+// log2 of the blocks in a cluster, if each tile there can be may have a cluster of its own and that
+// pays for sequences as long as they can be: a grid in clusters is slower at what it does
+// otherwise.
+int cluster_for(const Decode& a, const DecodeKernel& kernel, const OnDevice& device,
+                int64_t most_keys) {
+  constexpr int64_t kLongest = 1 << 20;  // no cluster pays for so many
+  if (!kernel.joins_in_cluster || a.fixed_pieces) return 0;
+  const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
+  const int64_t longest = (std::min(most_keys, kLongest) + kernel.unit_keys - 1) / kernel.unit_keys;
+  for (int log = kMostCluster; log >= kLeastCluster; --log) {
+    if (tiles << log > device.multiprocessors() * kernel.blocks_per_multiprocessor) continue;
+    const int blocks = clusters_at_once(device, kernel, 1 << log) << log;
+    if (clusters_pay(tiles * longest, tiles, static_cast<int>(longest), blocks, log)) return log;
+  }
+  return 0;
+}
+
 // Queues a call whose sequences bring at most `rows` rows for each key head.
 void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
-         int64_t dim) {
-  const int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+         int64_t dim, int64_t most_keys) {
+  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+  a.cluster = cluster_for(a, kernel, device, most_keys);
+  if (a.cluster > 0) {
+    grid = clusters_at_once(device, kernel, 1 << a.cluster) << a.cluster;
+  }
   const int tile_rows = kernel.row_tiles * kTileRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
   const Tensor workspace = lay_out(&a, device, grid, tokens, dim, tile_rows);
   void* arguments[] = {&a};
-  device.launch(grid, kernel.threads, kernel.shared_bytes, kernel.function, arguments);
+  launch_in_clusters(device, kernel, grid, 1 << a.cluster, arguments);
 }
 
 }  // namespace
@@ -130,8 +153,7 @@ void attend(const AttentionCall& call) {
     return attend_prefill(call);
   }
   require(kernel != nullptr, "these dtypes or head dimensions are not compiled");
-  const Decode a = describe(call);
-  run(a, *kernel, OnDevice(call.q), tokens, rows, dim);
+  run(describe(call), *kernel, OnDevice(call.q), tokens, rows, dim, call.most_keys);
 }
 
 }  // namespace mainboard::cuda

@@ -13,7 +13,7 @@ struct AttentionCall {
   const std::optional<Tensor>& lse;
   const Tensor& cu_queries;
   const std::optional<Tensor>&cu_keys, &used_keys, &table;
-  int64_t most_queries;  // of a sequence
+  int64_t most_queries, most_keys;  // of a sequence
   double scale;
   int64_t left, right;  // -1: unbounded
   double softcap;

@@ -2,6 +2,7 @@
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/cache.h"
+#include "csrc/cuda/divisor.h"
 #include "csrc/cuda/runtime.h"
 #ifndef __HIP__
 #include "csrc/cuda/ptx.h"
@@ -12,7 +13,11 @@ namespace mainboard::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kInFlight = 4;  // vectors that a thread reads before it writes, where there are many
+
+// Vectors that a thread reads before it writes, where there are many. Where numbers are converted,
+// more threads do better than more vectors in each.
+template <class From, class To>
+constexpr int kInFlight = std::is_same_v<From, To> ? 4 : 1;
 
 template <class T, int n>
 struct alignas(sizeof(T) * n) Vector {
@@ -40,7 +45,7 @@ __device__ T from_float(float x) {
 struct Write {
   const void* from;
   void* to;
-  int64_t from_token, from_head, page, slot, head;
+  int from_token, from_head, page, slot, head;
   const float* scale;
   int scale_stride;
 };
@@ -52,6 +57,8 @@ struct Writes {
   int items[2];   // vectors in all
   int in_flight;  // items of a thread
 };
+
+__device__ int64_t offset(int index, int step) { return int64_t{index} * step; }
 
 // Item j of this thread, or -1. Neighbouring threads have neighbouring items.
 __device__ int item_of(int j, int in_flight, int items) {
@@ -74,49 +81,62 @@ __device__ Vector<To, n> stored_as(const Vector<From, n>& x, float factor) {
 template <class From, class To, int n>
 __global__ void __launch_bounds__(kThreads) write_rows(const __grid_constant__ Writes a) {
   const int which = static_cast<int>(blockIdx.y);
-  const Write& w = a.tensor[which];
+  const Write w = a.tensor[which];
+  const Divisor vectors = a.vectors[which], of_token = a.of_token[which];
+  const int items = a.items[which];
   wait_for_previous_grid();
   let_next_grid_start();
-  int64_t slot[kInFlight];  // all of them under way before the first is waited for
+  const float one_factor = w.scale && w.scale_stride == 0 ? 1.0f / *w.scale : 1.0f;
+  constexpr int in_flight = kInFlight<From, To>;
+  int64_t slot[in_flight];  // all of them under way before the first is waited for
 #pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
-    const int i = item_of(j, a.in_flight, a.items[which]);
-    slot[j] = i < 0 ? -1 : a.slots[a.of_token[which].divide(i)];
+  for (int j = 0; j < in_flight; ++j) {
+    const int i = item_of(j, a.in_flight, items);
+    slot[j] = i < 0 ? -1 : a.slots[of_token.divide(i)];
   }
-  Vector<From, n> x[kInFlight];
-  Vector<To, n>* to[kInFlight];
-  float factor[kInFlight];
+  Vector<From, n> x[in_flight];
+  Vector<To, n>* to[in_flight];
+  float factor[in_flight];
 #pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
+  for (int j = 0; j < in_flight; ++j) {
     if (slot[j] < 0) continue;
-    const int i = item_of(j, a.in_flight, a.items[which]);
-    const int token = a.of_token[which].divide(i);
-    const int rest = i - token * static_cast<int>(a.of_token[which].value);
-    const int head = a.vectors[which].divide(rest);
-    const int at = (rest - head * static_cast<int>(a.vectors[which].value)) * n;
-    x[j] = *reinterpret_cast<const Vector<From, n>*>(
-        static_cast<const From*>(w.from) + token * w.from_token + head * w.from_head + at);
-    const int64_t page = slot[j] <= INT32_MAX ? a.page_size.divide(static_cast<int>(slot[j]))
-                                              : slot[j] / a.page_size.value;
-    to[j] = reinterpret_cast<Vector<To, n>*>(static_cast<To*>(w.to) + page * w.page +
-                                             (slot[j] - page * a.page_size.value) * w.slot +
-                                             head * w.head + at);
-    factor[j] = w.scale ? 1.0f / w.scale[head * w.scale_stride] : 1.0f;
+    const int i = item_of(j, a.in_flight, items);
+    const int token = of_token.divide(i);
+    const int rest = i - token * static_cast<int>(of_token.value);
+    const int head = vectors.divide(rest);
+    const int at = (rest - head * static_cast<int>(vectors.value)) * n;
+    x[j] = *reinterpret_cast<const Vector<From, n>*>(static_cast<const From*>(w.from) +
+                                                     offset(token, w.from_token) +
+                                                     offset(head, w.from_head) + at);
+    const int place = static_cast<int>(slot[j]), page = a.page_size.divide(place);
+    to[j] = reinterpret_cast<Vector<To, n>*>(
+        static_cast<To*>(w.to) + offset(page, w.page) +
+        offset(place - page * static_cast<int>(a.page_size.value), w.slot) + offset(head, w.head) +
+        at);
+    factor[j] = w.scale_stride != 0 ? 1.0f / w.scale[head] : one_factor;
   }
 #pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
+  for (int j = 0; j < in_flight; ++j) {
     if (slot[j] >= 0) *to[j] = stored_as<From, To, n>(x[j], factor[j]);
   }
 }
 
-// How many items each thread takes, so that few of them still spread over the device.
-int in_flight_for(const OnDevice& device, int64_t items) {
-  return items < device.multiprocessors() * int64_t{8} * kThreads ? 1 : kInFlight;
+// How many of at most `most` items each thread takes, so that few still spread over the device.
+int in_flight_for(const OnDevice& device, int64_t items, int most) {
+  return items < device.multiprocessors() * int64_t{8} * kThreads ? 1 : most;
 }
 
 dim3 grid_for(int64_t items, int in_flight, unsigned tensors) {
   const int64_t of_block = int64_t{kThreads} * in_flight;
   return {static_cast<unsigned>((items + of_block - 1) / of_block), tensors, 1};
+}
+
+// A stride in elements, short enough for one multiplication; of no matter where there is one entry.
+int step_of(const Tensor& t, int64_t d) {
+  if (t.size(d) <= 1) return 0;
+  const int64_t stride = t.stride(d);
+  require(stride >= 0 && stride <= INT32_MAX, "a tensor has too long a stride");
+  return static_cast<int>(stride);
 }
 
 int counted(int64_t items) {
@@ -136,18 +156,18 @@ bool in_vectors(const Tensor& t, int64_t bytes) {
 Write describe(const Tensor& rows, const Tensor& cache, const std::optional<Tensor>& scale) {
   return {rows.data<void>(),
           cache.data<void>(),
-          rows.stride(0),
-          rows.stride(1),
-          cache.stride(0),
-          cache.stride(1),
-          cache.stride(2),
+          step_of(rows, 0),
+          step_of(rows, 1),
+          step_of(cache, 0),
+          step_of(cache, 1),
+          step_of(cache, 2),
           scale ? scale->data<const float>() : nullptr,
           scale && scale->numel() > 1 ? 1 : 0};
 }
 
 // `widths` are the vectors of a row of each.
 void launch_writes(const Write (&both)[2], const int64_t (&widths)[2], const Tensor& slots,
-                   int64_t heads, int64_t page_size, const OnDevice& device,
+                   int64_t heads, const Tensor& cache, const OnDevice& device, int in_flight,
                    void (*kernel)(Writes)) {
   Writes a = {};
   for (int i = 0; i < 2; ++i) {
@@ -156,10 +176,11 @@ void launch_writes(const Write (&both)[2], const int64_t (&widths)[2], const Ten
     a.vectors[i] = Divisor(static_cast<uint32_t>(std::max<int64_t>(1, widths[i])));
     a.of_token[i] = Divisor(static_cast<uint32_t>(std::max<int64_t>(1, heads * widths[i])));
   }
-  a.page_size = Divisor(static_cast<uint32_t>(page_size));
+  require(cache.size(0) * cache.size(1) < INT32_MAX, "a cache has more slots than are counted");
+  a.page_size = Divisor(static_cast<uint32_t>(cache.size(1)));
   a.slots = slots.data<const int64_t>();
   const int64_t most = std::max(a.items[0], a.items[1]);
-  a.in_flight = in_flight_for(device, 2 * most);
+  a.in_flight = in_flight_for(device, 2 * most, in_flight);
   device.launch(grid_for(most, a.in_flight, 2), kThreads, 0, kernel, a);
 }
 
@@ -174,7 +195,7 @@ void write_as(const Tensor& key, const Tensor& value, const Tensor& key_cache,
   const int width = vectors ? n : 1;
   const Write both[2] = {describe(key, key_cache, k_scale), describe(value, value_cache, v_scale)};
   const int64_t widths[2] = {key.size(2) / width, value.size(2) / width};
-  launch_writes(both, widths, slots, key.size(1), key_cache.size(1), OnDevice(key),
+  launch_writes(both, widths, slots, key.size(1), key_cache, OnDevice(key), kInFlight<From, To>,
                 vectors ? write_rows<From, To, n> : write_rows<From, To, 1>);
 }
 
@@ -211,21 +232,29 @@ struct Merge {
   void* out;
   const float *a_lse, *b_lse;
   float* out_lse;
-  int64_t a_token, a_head, b_token, b_head, out_token, out_head;
-  int64_t a_lse_head, a_lse_token, b_lse_head, b_lse_token, out_lse_head, out_lse_token;
-  Divisor vectors, of_token;
-  int items, in_flight;
+  int a_token, a_head, b_token, b_head, out_token, out_head;
+  int a_lse_head, a_lse_token, b_lse_head, b_lse_token, out_lse_head, out_lse_token;
+  Divisor vectors, of_head, of_group;  // vectors of a row, of a group's head, of a group of tokens
+  int tokens;
 };
+
+// Tokens of a head follow each other in groups of 8, whose log-sum-exps are one sector of memory.
+constexpr int kGroupTokens = 8;
 
 // A vector of the join: where it is.
 struct MergeItem {
   int token, head, vector;
+  bool used;
 
   __device__ MergeItem(const Merge& m, int i) {
-    token = m.of_token.divide(i);
-    const int rest = i - token * static_cast<int>(m.of_token.value);
-    head = m.vectors.divide(rest);
-    vector = rest - head * static_cast<int>(m.vectors.value);
+    const int group = m.of_group.divide(i);
+    int rest = i - group * static_cast<int>(m.of_group.value);
+    head = m.of_head.divide(rest);
+    rest -= head * static_cast<int>(m.of_head.value);
+    const int in_group = m.vectors.divide(rest);
+    vector = rest - in_group * static_cast<int>(m.vectors.value);
+    token = group * kGroupTokens + in_group;
+    used = token < m.tokens;  // of the groups there are
   }
 };
 
@@ -234,54 +263,36 @@ __global__ void __launch_bounds__(kThreads) merge_rows(const __grid_constant__ M
   wait_for_previous_grid();
   let_next_grid_start();
   using V = Vector<T, n>;
-  float a_part[kInFlight], b_part[kInFlight];  // log-sum-exps, then weights
-#pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
-    a_part[j] = b_part[j] = -INFINITY;
-    const int i = item_of(j, m.in_flight, m.items);
-    if (i < 0) continue;
-    const MergeItem at(m, i);
-    a_part[j] = m.a_lse[at.head * m.a_lse_head + at.token * m.a_lse_token];
-    b_part[j] = m.b_lse[at.head * m.b_lse_head + at.token * m.b_lse_token];
+  const MergeItem at(m, static_cast<int>(blockIdx.x * kThreads + threadIdx.x));
+  if (!at.used) return;
+  const float a_lse = m.a_lse[offset(at.head, m.a_lse_head) + offset(at.token, m.a_lse_token)];
+  const float b_lse = m.b_lse[offset(at.head, m.b_lse_head) + offset(at.token, m.b_lse_token)];
+  V x = {}, y = {}, z;
+  // A part without keys may hold anything: it is not read.
+  if (a_lse > -INFINITY) {
+    x = *reinterpret_cast<const V*>(static_cast<const T*>(m.a) + offset(at.token, m.a_token) +
+                                    offset(at.head, m.a_head) + at.vector * n);
   }
-  V x[kInFlight], y[kInFlight];
-#pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
-    x[j] = y[j] = {};
-    const int i = item_of(j, m.in_flight, m.items);
-    if (i < 0) continue;
-    const MergeItem at(m, i);
-    // A part without keys may hold anything: it is not read.
-    if (a_part[j] > -INFINITY) {
-      x[j] = *reinterpret_cast<const V*>(static_cast<const T*>(m.a) + at.token * m.a_token +
-                                         at.head * m.a_head + at.vector * n);
-    }
-    if (b_part[j] > -INFINITY) {
-      y[j] = *reinterpret_cast<const V*>(static_cast<const T*>(m.b) + at.token * m.b_token +
-                                         at.head * m.b_head + at.vector * n);
-    }
+  if (b_lse > -INFINITY) {
+    y = *reinterpret_cast<const V*>(static_cast<const T*>(m.b) + offset(at.token, m.b_token) +
+                                    offset(at.head, m.b_head) + at.vector * n);
   }
+  const float most = fmaxf(a_lse, b_lse);
+  float a_part = a_lse == -INFINITY ? 0.0f : __expf(a_lse - most);
+  float b_part = b_lse == -INFINITY ? 0.0f : __expf(b_lse - most);
+  const float total = a_part + b_part;
+  const float scale = total > 0.0f ? __fdividef(1.0f, total) : 0.0f;
+  a_part *= scale;
+  b_part *= scale;
 #pragma unroll
-  for (int j = 0; j < kInFlight; ++j) {
-    const int i = item_of(j, m.in_flight, m.items);
-    if (i < 0) continue;
-    const MergeItem at(m, i);
-    const float most = fmaxf(a_part[j], b_part[j]);
-    a_part[j] = a_part[j] == -INFINITY ? 0.0f : expf(a_part[j] - most);
-    b_part[j] = b_part[j] == -INFINITY ? 0.0f : expf(b_part[j] - most);
-    const float total = a_part[j] + b_part[j], scale = total > 0.0f ? 1.0f / total : 0.0f;
-    V z;
-#pragma unroll
-    for (int k = 0; k < n; ++k) {
-      z.x[k] = from_float<T>(to_float(x[j].x[k]) * (a_part[j] * scale) +
-                             to_float(y[j].x[k]) * (b_part[j] * scale));
-    }
-    *reinterpret_cast<V*>(static_cast<T*>(m.out) + at.token * m.out_token + at.head * m.out_head +
-                          at.vector * n) = z;
-    if (m.out_lse && at.vector == 0) {
-      m.out_lse[at.head * m.out_lse_head + at.token * m.out_lse_token] =
-          total > 0.0f ? most + logf(total) : -INFINITY;
-    }
+  for (int k = 0; k < n; ++k) {
+    z.x[k] = from_float<T>(to_float(x.x[k]) * a_part + to_float(y.x[k]) * b_part);
+  }
+  *reinterpret_cast<V*>(static_cast<T*>(m.out) + offset(at.token, m.out_token) +
+                        offset(at.head, m.out_head) + at.vector * n) = z;
+  if (m.out_lse && at.vector == 0) {
+    m.out_lse[offset(at.head, m.out_lse_head) + offset(at.token, m.out_lse_token)] =
+        total > 0.0f ? most + __logf(total) : -INFINITY;
   }
 }
 
@@ -291,32 +302,32 @@ void merge_as(const Tensor& out, const std::optional<Tensor>& out_lse, const Ten
   constexpr int n = 16 / sizeof(T);
   const bool vectors = in_vectors(a, 16) && in_vectors(b, 16) && in_vectors(out, 16);
   const int64_t width = a.size(2) / (vectors ? n : 1);
-  const OnDevice device(a);
-  Merge m = {a.data<void>(),
-             b.data<void>(),
-             out.data<void>(),
-             a_lse.data<float>(),
-             b_lse.data<float>(),
-             out_lse ? out_lse->data<float>() : nullptr,
-             a.stride(0),
-             a.stride(1),
-             b.stride(0),
-             b.stride(1),
-             out.stride(0),
-             out.stride(1),
-             a_lse.stride(0),
-             a_lse.stride(1),
-             b_lse.stride(0),
-             b_lse.stride(1),
-             out_lse ? out_lse->stride(0) : 0,
-             out_lse ? out_lse->stride(1) : 0,
-             Divisor(static_cast<uint32_t>(width)),
-             Divisor(static_cast<uint32_t>(a.size(1) * width)),
-             counted(a.size(0) * a.size(1) * width),
-             1};
-  m.in_flight = in_flight_for(device, m.items);
-  device.launch(grid_for(m.items, m.in_flight, 1), kThreads, 0,
-                vectors ? merge_rows<T, n> : merge_rows<T, 1>, m);
+  const int64_t of_group = kGroupTokens * a.size(1) * width;
+  const int64_t groups = (a.size(0) + kGroupTokens - 1) / kGroupTokens;
+  const Merge m = {a.data<void>(),
+                   b.data<void>(),
+                   out.data<void>(),
+                   a_lse.data<float>(),
+                   b_lse.data<float>(),
+                   out_lse ? out_lse->data<float>() : nullptr,
+                   step_of(a, 0),
+                   step_of(a, 1),
+                   step_of(b, 0),
+                   step_of(b, 1),
+                   step_of(out, 0),
+                   step_of(out, 1),
+                   step_of(a_lse, 0),
+                   step_of(a_lse, 1),
+                   step_of(b_lse, 0),
+                   step_of(b_lse, 1),
+                   out_lse ? step_of(*out_lse, 0) : 0,
+                   out_lse ? step_of(*out_lse, 1) : 0,
+                   Divisor(static_cast<uint32_t>(width)),
+                   Divisor(static_cast<uint32_t>(kGroupTokens * width)),
+                   Divisor(static_cast<uint32_t>(of_group)),
+                   static_cast<int>(a.size(0))};
+  OnDevice(a).launch(grid_for(counted(groups * of_group), 1, 1), kThreads, 0,
+                     vectors ? merge_rows<T, n> : merge_rows<T, 1>, m);
 }
 
 // One part of a latent row, [token, dim], and the columns of the cache from `column` on.
@@ -324,10 +335,10 @@ Write describe_latent(const Tensor& part, const Tensor& cache, int64_t column,
                       const std::optional<Tensor>& scale) {
   return {part.data<void>(),
           cache.data<char>() + column * size_of(cache.dtype()),
-          part.stride(0),
+          step_of(part, 0),
           0,
-          cache.stride(0),
-          cache.stride(1),
+          step_of(cache, 0),
+          step_of(cache, 1),
           0,
           scale ? scale->data<const float>() : nullptr,
           0};
@@ -344,7 +355,7 @@ void write_latent_as(const Tensor& latent, const Tensor& rotary, const Tensor& c
   const Write both[2] = {describe_latent(latent, cache, 0, scale),
                          describe_latent(rotary, cache, start, scale)};
   const int64_t widths[2] = {latent.size(1) / width, rotary.size(1) / width};
-  launch_writes(both, widths, slots, 1, cache.size(1), OnDevice(latent),
+  launch_writes(both, widths, slots, 1, cache, OnDevice(latent), kInFlight<From, To>,
                 vectors ? write_rows<From, To, n> : write_rows<From, To, 1>);
 }
 

@@ -6,8 +6,15 @@
 #include <cstdint>
 
 #include "csrc/common/dtype.h"
+#include "csrc/cuda/divisor.h"
 
 namespace mainboard::cuda {
+
+#ifdef __CUDACC__
+#define MAINBOARD_BOTH __host__ __device__
+#else
+#define MAINBOARD_BOTH
+#endif
 
 #ifndef MAINBOARD_LANES  // tests run the schedule on the host, one lane to a warp
 #define MAINBOARD_LANES 32
@@ -18,24 +25,9 @@ inline constexpr int kTileRows = 16;    // rows (query x head of the group) that
 inline constexpr int kDecodeRows = 64;  // of a sequence; with more, products of 64 rows pay
 inline constexpr int kBlockKeys = 16;   // keys that are loaded together; never in two pages
 inline constexpr int kMostPieces = 16;  // of a deterministic tile
-
-// Division by a number that is known before the launch: for n below 2^31.
-struct Divisor {
-  uint32_t value = 1, multiplier = 0, shift = 0;
-
-  Divisor() = default;
-  explicit Divisor(uint32_t d) : value(d) {
-    while ((uint64_t{1} << shift) < d) ++shift;
-    multiplier =
-        static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
-  }
-#ifdef __CUDACC__
-  __device__ int divide(int n) const {
-    const uint32_t u = static_cast<uint32_t>(n);
-    return static_cast<int>((__umulhi(u, multiplier) + u) >> shift);
-  }
-#endif
-};
+inline constexpr int kLeastCluster = 3, kMostCluster = 4;  // log2 of the blocks of a cluster
+inline constexpr int kMostClusterBlocks = 1 << kMostCluster;
+inline constexpr int kManyPieces = 64;  // with more, a tile's pieces are joined in groups first
 
 // Where the rows of a cache are; strides in bytes. Dense keys are pages of one block.
 struct CacheRows {
@@ -62,6 +54,7 @@ struct Decode {
   CacheRows k, v;
   const int* table;  // null: dense
   int64_t table_row;
+  int table_columns;
   Divisor page_blocks;
   const int *cu_queries, *cu_keys, *used_keys;
   int sequences, heads, kv_heads;
@@ -73,8 +66,22 @@ struct Decode {
   int k_scale_stride, v_scale_stride;
   int slot_rows;     // rows that a partial result has room for
   int fixed_pieces;  // 1: cut each sequence by its own length alone
+  int cluster;       // log2 of the blocks in a cluster of the launch
   Workspace workspace;
 };
+
+// Whether clusters of `1 << cluster` blocks, of `blocks` in all, should have a tile each, where
+// `total` units are in `tiles` tiles and the longest has `longest`. What the busiest block has more
+// than an equal share must cost less than a join through memory, or through memory in groups.
+MAINBOARD_BOTH inline bool clusters_pay(int64_t total, int64_t tiles, int longest, int blocks,
+                                        int cluster) {
+  constexpr int kJoinUnits = 3, kGroupJoinUnits = 8;
+  const bool in_groups = tiles * kManyPieces < blocks && longest > kManyPieces;
+  const int64_t busiest = (longest + (1 << cluster) - 1) >> cluster;
+  const int64_t equal = (total + blocks - 1) / blocks;
+  return tiles << cluster <= blocks &&
+         busiest <= equal + (in_groups ? kGroupJoinUnits : kJoinUnits);
+}
 
 // A compiled kernel: `row_tiles` of kTileRows rows are held by a block at once.
 struct DecodeKernel {
@@ -82,7 +89,9 @@ struct DecodeKernel {
   int head_dim, row_tiles;
   const void* function;
   int shared_bytes;
+  int unit_keys;
   int blocks_per_multiprocessor, threads;
+  bool joins_in_cluster = false;  // it may be launched in clusters, and makes use of them
 };
 
 // The kernel for `rows` rows in each sequence, or null.

@@ -5,23 +5,41 @@
 #pragma once
 
 #include "csrc/cuda/decode_tile.h"
+#include "csrc/cuda/hopper.h"
 
 namespace mainboard::cuda {
 
-struct Sums {
-  float4 x;
+// Four columns of a row that was attended to in part: weighed sums, and what the weights are
+// relative to and add up to.
+struct Partial {
+  float4 sums = {};
+  float most = -INFINITY, total = 0.0f;
 
   __device__ void scale(float factor) {
-    x.x *= factor;
-    x.y *= factor;
-    x.z *= factor;
-    x.w *= factor;
+    sums.x *= factor;
+    sums.y *= factor;
+    sums.z *= factor;
+    sums.w *= factor;
+    total *= factor;
   }
-  __device__ void add(float4 y, float factor) {
-    x.x += y.x * factor;
-    x.y += y.y * factor;
-    x.z += y.z * factor;
-    x.w += y.w * factor;
+  __device__ void add(float4 x, float x_total, float factor) {
+    total += x_total * factor;
+    sums.x += x.x * factor;
+    sums.y += x.y * factor;
+    sums.z += x.z * factor;
+    sums.w += x.w * factor;
+  }
+  // Joins it with `n` others: maximum and total, and sums.
+  template <int n>
+  __device__ void join(const float2 (&own)[n], const float4 (&x)[n]) {
+    float larger = most;
+#pragma unroll
+    for (int j = 0; j < n; ++j) larger = fmaxf(larger, own[j].x);
+    if (larger == -INFINITY) return;
+    scale(exp2_approx(most - larger));
+    most = larger;
+#pragma unroll
+    for (int j = 0; j < n; ++j) add(x[j], own[j].y, exp2_approx(own[j].x - most));
   }
 };
 
@@ -30,6 +48,7 @@ template <class S>
 struct Shared {
   float2 warp_statistics[kWarps][kTileRows];  // maximum and total
   bool is_last;
+  uint64_t inbox_full;  // counts the bytes that the cluster's other blocks sent
 };
 
 template <class S>
@@ -39,8 +58,6 @@ class Finish {
   static constexpr int kGroups = kWarps / S::row_tiles;
   static constexpr int kThreads = S::threads;
   static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
-  static constexpr int kManyPieces = 64;
-  static constexpr int kInFlight = 16;  // pieces that a thread reads at once
 
   __device__ Finish(const Decode& a, Shared<S>& shared, int thread)
       : a_(a), shared_(shared), thread_(thread) {}
@@ -77,27 +94,57 @@ class Finish {
   __device__ void join_warps(const Segment& s) {
     const int rows = used_rows(s);
     for (int i = thread_; i < rows * kQuads; i += kThreads) {
-      const int row = i / kQuads, quad = i % kQuads;
-      const int tile = row / kTileRows, in_tile = row % kTileRows;
-      float most = -INFINITY, total = 0.0f;
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g)
-        most = fmaxf(most, shared_.warp_statistics[g * S::row_tiles + tile][in_tile].x);
-      Sums sums{};
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const int warp = g * S::row_tiles + tile;
-        const float2 own = shared_.warp_statistics[warp][in_tile];
-        const float factor = own.x == -INFINITY ? 0.0f : exp2_approx(own.x - most);
-        total += own.y * factor;
-        const float* from = warp_sums(warp) + in_tile * S::sums_pitch + 4 * quad;
-        sums.add(*reinterpret_cast<const float4*>(from), factor);
-      }
+      const Partial own = partial_of_warps(i);
       if (s.pieces == 1) {
-        write(s, row, quad, sums, most, total);
+        write(s, i, own);
       } else {
-        keep_piece(s.slot(s.piece), row, quad, sums, {most, total}, 0);
+        keep_piece(s.slot(s.piece), i, own, 0);
       }
+    }
+  }
+
+  // Prepares for others' pieces, when the kernel begins.
+  __device__ void expect_cluster() {
+    if (a_.cluster == 0 || thread_ != 0) return;
+    barrier_init(&shared_.inbox_full, 1);
+    barrier_init_fence();
+  }
+
+  // Joins the pieces that the blocks of a cluster have: each block gets an equal part of the tile
+  // from all of them. All threads of the cluster call it, when nothing is on its way to the rings.
+  __device__ void join_cluster(const Tile<S>& tile, const Segment& s, char* ring) {
+    const int items = used_rows(s) * kQuads, each = (items + (1 << a_.cluster) - 1) >> a_.cluster;
+    const int begin = static_cast<int>(rank_in_cluster()) * each, own = min(each, items - begin);
+    constexpr int kItemBytes = sizeof(float4) + sizeof(float2);
+    char* const sums = ring + S::stage_bytes;
+    char* const statistics = sums + (each << a_.cluster) * sizeof(float4);
+    if (thread_ == 0 && own > 0) {
+      barrier_arrive_expecting(&shared_.inbox_full, own * s.pieces * kItemBytes);
+    }
+    wait_for_copies<0>();
+    cluster_arrive();  // others may write to this warp's stages, except the first
+    keep(tile, ring);
+    __syncthreads();
+    cluster_wait();
+    if (s.piece < s.pieces) {
+      send_items(s, items, each, shared_address(sums), shared_address(statistics));
+    }
+    if (own <= 0) return;
+    barrier_wait(&shared_.inbox_full, 0);
+    for (int i = thread_; i < own; i += kThreads) {
+      float2 parts[kMostClusterBlocks];
+      float4 x[kMostClusterBlocks];
+#pragma unroll
+      for (int j = 0; j < kMostClusterBlocks; ++j) {
+        parts[j] = {-INFINITY, 0.0f};
+        x[j] = {};
+        if (j >= s.pieces) continue;
+        parts[j] = reinterpret_cast<const float2*>(statistics)[j * each + i];
+        x[j] = reinterpret_cast<const float4*>(sums)[j * each + i];
+      }
+      Partial joined;
+      joined.join(parts, x);
+      write(s, begin + i, joined);
     }
   }
 
@@ -108,22 +155,40 @@ class Finish {
   }
 
   // If the block was the last to come, joins the pieces. Very many are joined in groups first,
-  // which different blocks do at the same time. All threads call it, before the next `arrive`.
+  // which different blocks do at the same time. All threads call it, before the next `arrive`;
+  // each reads `in_flight` pieces at once.
+  template <int in_flight = 8>
   __device__ void settle(const Segment& s) {
-    int step = 1;
-    if (s.pieces > kManyPieces) {
-      step = kGroupPieces;
-      const int first = group_of(s), count = min(step, s.pieces - first);
-      if (!is_last(s.slot(first), count)) return;
-      gather(s, first, 1, count, false);
+    bool grouped = s.pieces > kManyPieces;
+    int first = grouped ? group_of(s) : 0, step = 1;
+    int count = grouped ? min(kGroupPieces, s.pieces - first) : s.pieces;
+    while (is_last(grouped ? s.slot(first) : s.counter, count)) {
+      gather<in_flight>(s, first, step, count, !grouped);
+      if (!grouped) return;
       __syncthreads();
       if (thread_ == 0) before_ = count_in(s.counter);
+      grouped = false;
+      first = 0;
+      step = kGroupPieces;
+      count = ceil_div(s.pieces, step);
     }
-    const int count = ceil_div(s.pieces, step);
-    if (is_last(s.counter, count)) gather(s, 0, step, count, true);
   }
 
  private:
+  // Sends this block's part of every item to the block of the cluster that joins it.
+  __device__ void send_items(const Segment& s, int items, int each, uint32_t sums,
+                             uint32_t statistics) const {
+    const uint32_t full = shared_address(&shared_.inbox_full);
+    for (int i = thread_; i < items; i += kThreads) {
+      const Partial own = partial_of_warps(i);
+      const int to = i / each, at = s.piece * each + i - to * each;
+      const uint32_t there = address_in_block(full, to);
+      send(address_in_block(sums + at * sizeof(float4), to), own.sums, there);
+      send(address_in_block(statistics + at * sizeof(float2), to), float2{own.most, own.total},
+           there);
+    }
+  }
+
   __device__ float* warp_sums(int warp) const {
     return reinterpret_cast<float*>(stages_ + warp * (S::stages * S::stage_bytes));
   }
@@ -134,9 +199,26 @@ class Finish {
 
   __device__ static int group_of(const Segment& s) { return s.piece / kGroupPieces * kGroupPieces; }
 
+  // What the warps of all groups have together of the block's item `i`, a row's four columns.
+  __device__ Partial partial_of_warps(int i) const {
+    const int row = i / kQuads, quad = i % kQuads;
+    const int tile = row / kTileRows, in_tile = row % kTileRows;
+    float2 own[kGroups];
+    float4 x[kGroups];
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int warp = g * S::row_tiles + tile;
+      own[g] = shared_.warp_statistics[warp][in_tile];
+      x[g] = *reinterpret_cast<const float4*>(warp_sums(warp) + in_tile * S::sums_pitch + 4 * quad);
+    }
+    Partial joined;
+    joined.join(own, x);
+    return joined;
+  }
+
   // Thread 0 speaks for the block: the barrier before ordered the other threads' writes.
   __device__ int count_in(int counter) {
-    __threadfence();
+    fence_device();
     return atomicAdd(a_.workspace.counters + counter, 1);
   }
 
@@ -144,8 +226,8 @@ class Finish {
   __device__ bool is_last(int counter, int count) {
     if (thread_ == 0) {
       shared_.is_last = before_ == count - 1;
+      fence_device();  // before the reset, for which nobody here need wait
       if (shared_.is_last) a_.workspace.counters[counter] = 0;  // ready for the next call
-      __threadfence();
     }
     __syncthreads();
     return shared_.is_last;
@@ -153,75 +235,63 @@ class Finish {
 
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
   // in the slot of the first. Joined statistics lie behind those of the pieces.
+  template <int in_flight>
   __device__ void gather(const Segment& s, int first, int step, int count, bool whole) {
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
-    const int rows = used_rows(s);
-    for (int i = thread_; i < rows * kQuads; i += kThreads) {
+    const int items = used_rows(s) * kQuads;
+    for (int i = thread_; i < items; i += kThreads) {
       const int row = i / kQuads, quad = i % kQuads;
-      float most = -INFINITY, total = 0.0f;
-      Sums sums{};
-      for (int begin = 0; begin < count; begin += kInFlight) {
-        float2 own[kInFlight];
-        float4 x[kInFlight];
+      Partial joined;
+      for (int begin = 0; begin < count; begin += in_flight) {
+        float2 own[in_flight];
+        float4 x[in_flight];
 #pragma unroll
-        for (int j = 0; j < kInFlight; ++j) {
-          const int piece = first + min(begin + j, count - 1) * step;
+        for (int j = 0; j < in_flight; ++j) {
+          own[j] = {-INFINITY, 0.0f};
+          x[j] = {};
+          if (begin + j >= count) continue;
+          const int piece = first + (begin + j) * step;
           const int64_t at = int64_t{s.slot(piece)} * a_.slot_rows + row;
           own[j] = __ldcg(statistics + at);
           x[j] = __ldcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad);
-          if (begin + j >= count) own[j].x = -INFINITY;
         }
-        float larger = most;
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j) larger = fmaxf(larger, own[j].x);
-        if (larger == -INFINITY) continue;
-        const float shrink = exp2_approx(most - larger);
-        most = larger;
-        total *= shrink;
-        sums.scale(shrink);
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j) {
-          const float factor = exp2_approx(own[j].x - most);
-          total += own[j].y * factor;
-          if (factor > 0.0f) sums.add(x[j], factor);
-        }
+        joined.join(own, x);
       }
       if (whole) {
-        write(s, row, quad, sums, most, total);
+        write(s, i, joined);
       } else {
-        keep_piece(s.slot(first), row, quad, sums, {most, total}, a_.workspace.rows);
+        keep_piece(s.slot(first), i, joined, a_.workspace.rows);
       }
     }
   }
 
-  __device__ void keep_piece(int slot, int row, int quad, Sums sums, float2 own, int64_t behind) {
+  // Keeps item `i` in a slot, its statistics `behind` those of the pieces.
+  __device__ void keep_piece(int slot, int i, const Partial& own, int64_t behind) {
+    const int row = i / kQuads, quad = i % kQuads;
     const int64_t at = int64_t{slot} * a_.slot_rows + row;
-    __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, sums.x);
-    if (quad == 0) __stcg(a_.workspace.statistics + behind + at, own);
+    __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, own.sums);
+    if (quad == 0) __stcg(a_.workspace.statistics + behind + at, {own.most, own.total});
   }
 
-  // Four columns of a finished row.
-  __device__ void write(const Segment& s, int row, int quad, Sums sums, float most, float total) {
+  // Item `i` of the output.
+  __device__ void write(const Segment& s, int i, Partial x) {
     using T = typename S::T;
+    const int row = i / kQuads, quad = i % kQuads;
     const RowPlace place(a_, s, s.row + row);
-    float factor = a_.v_scale ? a_.v_scale[s.head * a_.v_scale_stride] : 1.0f;
     if (a_.sinks) {
-      const float sink = a_.sinks[place.head] * kLog2E;
-      const float larger = fmaxf(most, sink);
-      const float shrink = larger == -INFINITY ? 0.0f : exp2_approx(most - larger);
-      total *= shrink;
-      factor *= shrink;
-      if (larger != -INFINITY) total += exp2_approx(sink - larger);
-      most = larger;
+      const float2 sink[1] = {{a_.sinks[place.head] * kLog2E, 1.0f}};
+      const float4 no_value[1] = {};
+      x.join(sink, no_value);
     }
-    const float scale = total > 0.0f ? factor / total : 0.0f;
-    const uint2 packed = {pack<T>(sums.x.x * scale, sums.x.y * scale),
-                          pack<T>(sums.x.z * scale, sums.x.w * scale)};
+    const float factor = a_.v_scale ? a_.v_scale[s.head * a_.v_scale_stride] : 1.0f;
+    const float scale = x.total > 0.0f ? factor / x.total : 0.0f;
+    const uint2 packed = {pack<T>(x.sums.x * scale, x.sums.y * scale),
+                          pack<T>(x.sums.z * scale, x.sums.w * scale)};
     T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head;
     *(reinterpret_cast<uint2*>(to) + quad) = packed;
     if (a_.lse && quad == 0) {
       a_.lse[place.head * a_.lse_head + place.token] =
-          total > 0.0f ? (most + __log2f(total)) * kLn2 : -INFINITY;
+          x.total > 0.0f ? (x.most + __log2f(x.total)) * kLn2 : -INFINITY;
     }
   }
 

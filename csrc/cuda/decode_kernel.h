@@ -42,6 +42,17 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
   }
 }
 
+// Brings the beginning of the table to the L2 while the grid before this one may still run: where
+// lengths are short the table's way from memory would be a good part of the call.
+__device__ inline void prefetch_tables(const Decode& a, int thread) {
+  constexpr int kLine = 32, kLines = 8;  // entries; of a sequence
+  const int i = static_cast<int>(blockIdx.x) * 32 * kWarps + thread;
+  const int sequence = i / kLines, entry = i % kLines * kLine;
+  if (a.table && sequence < a.sequences && entry < a.table_columns) {
+    prefetch_to_l2(a.table + sequence * a.table_row + entry);
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     decode(const __grid_constant__ Decode a) {
@@ -50,6 +61,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
   const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
+  prefetch_tables(a, thread);
   wait_for_previous_grid();
   let_next_grid_start();
 
@@ -58,22 +70,25 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
   Segment segment = walk.segment();
+  if (segment.piece > 0 && segment.pieces == 1) return;  // of a cluster; the first does it all
+  Finish<S> finish(a, shared, thread);
+  if constexpr (S::joins_in_cluster) finish.expect_cluster();
+  Loader<S> loader(a, walk, segment, ring_address + warp * kRing, warp, lane);
   Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
   tile.enter(a, segment, warp - group, lane);
-  Loader<S> loader(a, walk, ring_address + warp * kRing, warp, lane);
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < S::stages - 1; ++i) loader.load(i);
   if constexpr (S::shares_queries) {
     tile.share_queries(a, segment, thread);
     __syncthreads();
   }
 
-  Finish<S> finish(a, shared, thread);
   Segment unsettled;
   unsettled.pieces = 0;
   for (int stage = 0;;) {
     tile.clear();
     int last = stage;
+#pragma unroll 1
     for (int unit = segment.unit; unit < segment.unit_end; ++unit) {
       wait_for_copies<S::stages - 2>();
       group_barrier<S>(warp);
@@ -84,11 +99,14 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
       last = stage;
       stage = stage + 1 == S::stages ? 0 : stage + 1;
     }
+    group_barrier<S>(warp);
+    if constexpr (S::joins_in_cluster) {
+      if (walk.clustered() && segment.pieces > 1) return finish.join_cluster(tile, segment, ring);
+    }
+    finish.keep(tile, ring + last * S::stage_bytes);
     const Segment ended = segment;
     walk.advance();
     const bool more = !walk.done();
-    if constexpr (S::row_tiles > 1) group_barrier<S>(warp);
-    finish.keep(tile, ring + last * S::stage_bytes);
     if (more) {  // the queries come while the results are joined
       segment = walk.segment();
       tile.enter(a, segment, warp - group, lane);
@@ -96,7 +114,8 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     __syncthreads();
     finish.join_warps(ended);
     if (S::shares_queries && more) tile.share_queries(a, segment, thread);
-    if (ended.pieces > 1 && unsettled.pieces > 1) finish.settle(unsettled);
+    // Few at a time: the registers hold the next tile's queries.
+    if (ended.pieces > 1 && unsettled.pieces > 1) finish.template settle<4>(unsettled);
     __syncthreads();
     if (ended.pieces > 1) {
       finish.arrive(ended);
@@ -104,7 +123,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     }
     if (!more) break;
   }
-  if (unsettled.pieces > 1) finish.settle(unsettled);
+  if (unsettled.pieces > 1) finish.template settle<16>(unsettled);
 }
 
 }  // namespace mainboard::cuda

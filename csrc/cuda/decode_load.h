@@ -38,6 +38,10 @@ struct Shape {
   static constexpr int most_stages = memory / (kWarps * stage_bytes);
   static constexpr int stages = most_stages < 6 ? most_stages : 6;
   static_assert(stages >= 2);
+  // Blocks of a cluster keep what others send them in one warp's stages, all but the first.
+  static constexpr int inbox_bytes = (stages - 1) * stage_bytes;
+  static constexpr int most_items = rows * dim / 4 + kMostClusterBlocks;  // at most, with the rest
+  static constexpr bool joins_in_cluster = row_tiles == 1 && most_items * (16 + 8) <= inbox_bytes;
   // An odd number of 16-column steps reads 16 bytes past the last row.
   static constexpr int ring_bytes = kWarps * stages * stage_bytes + 16;
   static constexpr int shared_bytes = ring_bytes + query_bytes;
@@ -49,9 +53,12 @@ class Loader {
  public:
   using Walk = Walker<S::rows, S::unit_keys>;
 
-  __device__ Loader(const Decode& a, const Walk& walk, uint32_t ring, int warp, int lane)
+  // `first` is the walk's segment at hand.
+  __device__ Loader(const Decode& a, const Walk& walk, const Segment& first, uint32_t ring,
+                    int warp, int lane)
       : a_(a), walk_(walk), ring_(ring), warp_(warp), lane_(lane) {
-    if (!walk_.done()) enter();
+    enter(first);
+    if (unit_ == unit_end_) walk_.advance();  // a cluster's piece may be empty
   }
 
   // Starts the copies of the next unit into a stage; nothing once the block's stretch is loaded.
@@ -60,9 +67,12 @@ class Loader {
       copy(stage);
       if (++unit_ == unit_end_) {
         walk_.advance();
-        if (!walk_.done()) enter();
+        if (!walk_.done()) enter(walk_.segment());
+      } else if (unit_ == looked_up_ + kAhead / 2) {
+        next_page_ = page_at(looked_up_ + kAhead);
       } else if (unit_ == looked_up_ + kAhead) {
-        look_up();
+        looked_up_ = unit_;
+        page_ = next_page_;
       }
     }
     commit_copies();
@@ -74,9 +84,8 @@ class Loader {
   static constexpr int kAll = kBlockKeys * kChunks;  // copies for a block of keys or values
   static constexpr int kCopies = (kAll + 31) / 32;   // of a lane
 
-  __device__ void enter() {
-    const Segment s = walk_.segment();
-    unit_ = s.unit;
+  __device__ void enter(const Segment& s) {
+    unit_ = looked_up_ = s.unit;
     unit_end_ = s.unit_end;
     keys_ = s.sequence.keys;
     block_ = s.sequence.first_block + warp_ * S::blocks;
@@ -84,23 +93,20 @@ class Loader {
     k_ = a_.k.data + s.head * a_.k.head + begin * a_.k.token;
     v_ = a_.v.data + s.head * a_.v.head + begin * a_.v.token;
     table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
-    look_up();
+    page_ = page_at(unit_);
   }
 
   __device__ int block_of(int unit, int n) const {
     return block_ + unit * (kWarps * S::blocks) + n;
   }
 
-  // Reads the table for the next `kAhead` units.
-  __device__ void look_up() {
-    looked_up_ = unit_;
-    const int block = block_of(unit_ + lane_ / S::blocks, lane_ % S::blocks);
-    const bool used = block * kBlockKeys < keys_ && unit_ + lane_ / S::blocks < unit_end_;
-    page_ = 0;
-    if (used) {
-      const int page = a_.page_blocks.divide(block);
-      page_ = table_ ? table_[page] : page;
-    }
+  // This lane's part of the table for the `kAhead` units from `unit` on.
+  __device__ int page_at(int unit) const {
+    unit += lane_ / S::blocks;
+    const int block = block_of(unit, lane_ % S::blocks);
+    if (block * kBlockKeys >= keys_ || unit >= unit_end_) return 0;
+    const int page = a_.page_blocks.divide(block);
+    return table_ ? table_[page] : page;
   }
 
   __device__ void copy(int stage) {
@@ -148,7 +154,7 @@ class Loader {
   const char *k_, *v_;
   const int* table_;
   int unit_, unit_end_, keys_, block_;
-  int looked_up_, page_;
+  int looked_up_, page_, next_page_;  // the next half way to where it is needed
 };
 
 }  // namespace mainboard::cuda

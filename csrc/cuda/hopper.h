@@ -46,6 +46,43 @@ __device__ inline void barrier_wait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
+// --- Clusters of blocks ---
+
+// All threads of a cluster's blocks arrive, and wait for each other. Arriving orders no writes but
+// those of initialised barriers before a fence.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ inline uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Where another block of the cluster has what this one has at a shared address.
+__device__ inline uint32_t address_in_block(uint32_t address, uint32_t rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// Writes to another block's shared memory, and counts the bytes at its barrier once they are there.
+__device__ inline void send(uint32_t to, float4 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+      "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+      : "memory");
+}
+__device__ inline void send(uint32_t to, float2 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(x.x), "f"(x.y), "r"(barrier)
+      : "memory");
+}
+
 // --- Barriers among warps, by number ---
 
 __device__ inline void named_barrier_sync(int id, int threads) {

@@ -20,7 +20,7 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const auto cu_keys = in.optional_tensor(), used_keys = in.optional_tensor();
   const auto table = in.optional_tensor();
   const int64_t most_queries = in.integer();
-  in.integer();  // max_seqlen_k: the device knows the lengths
+  const int64_t most_keys = in.integer();
   const double scale = in.real();
   const bool causal = in.boolean();
   const int64_t left = in.integer(), right = in.integer();
@@ -31,8 +31,16 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
   check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
                           k_scale, v_scale);
-  attend({q, k, v, out, lse, cu_queries, cu_keys, used_keys, table, most_queries, scale, left,
-          causal ? 0 : right, softcap, slopes, sinks, k_scale, v_scale, deterministic});
+  attend({q,         k,
+          v,         out,
+          lse,       cu_queries,
+          cu_keys,   used_keys,
+          table,     most_queries,
+          most_keys, scale,
+          left,      causal ? 0 : right,
+          softcap,   slopes,
+          sinks,     k_scale,
+          v_scale,   deterministic});
 }
 
 void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {

@@ -67,18 +67,6 @@ class Zeros {
   int64_t left_ = 0;
 };
 
-// More shared memory than every kernel may have is asked for, once for each kernel and device.
-void allow_shared_memory(const void* kernel, int bytes, int device) {
-  constexpr int kAlwaysAllowed = 48 << 10;
-  if (bytes <= kAlwaysAllowed) return;
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel, device}).second) return;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "cudaFuncSetAttribute");
-}
-
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
@@ -90,6 +78,17 @@ bool is_capturing(cudaStream_t stream) {
 void check_cuda(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(error));
+}
+
+void allow_shared_memory(const void* kernel, int bytes, int device) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return;
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!allowed.insert({kernel, device}).second) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "cudaFuncSetAttribute");
 }
 
 OnDevice::OnDevice(const Tensor& tensor) {

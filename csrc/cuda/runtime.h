@@ -27,6 +27,9 @@ namespace mainboard::cuda {
 
 void check_cuda(cudaError_t error, const char* call);
 
+// More shared memory than every kernel may have is asked for, once for each kernel and device.
+void allow_shared_memory(const void* kernel, int bytes, int device);
+
 // Makes a tensor's device current, with torch's current stream on it, for as long as it lives.
 class OnDevice {
  public:

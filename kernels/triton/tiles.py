@@ -74,7 +74,13 @@ _HOPPER = _table(
     }
 )
 # Its matrix unit keeps operands in shared memory that Hopper's takes from registers.
-_BLACKWELL = _table({**_HOPPER, ("latent", 512): Tile(32, 32, 8, 2, per_unit=1)})
+_BLACKWELL = _table(
+    {
+        **_HOPPER,
+        ("prefill", 64): Tile(128, 64, 8, 3),
+        ("latent", 512): Tile(32, 32, 8, 2, per_unit=1),
+    }
+)
 _AMPERE = _table(
     {
         ("prefill", 64): Tile(128, 64, 4, 3),
@@ -107,7 +113,7 @@ _TURING = _table(
         ("decode", 64): Tile(32, 32, 4, 1),
         ("decode", 128): Tile(32, 32, 4, 1),
         ("decode", 256): Tile(16, 16, 4, 1),
-        ("latent", 512): Tile(16, 16, 8, 1, per_unit=1),
+        ("latent", 512): Tile(16, 16, 8, 1, slice=128, per_unit=1),
     }
 )
 _CDNA = _table(

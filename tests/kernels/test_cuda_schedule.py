@@ -29,10 +29,11 @@ class Batch:
     left: int
     fixed: bool
     lengths: tuple[tuple[int, int], ...]  # queries and keys
+    cluster: int = 0  # log2
 
     def __str__(self) -> str:
         numbers = [self.grid, self.kv_heads, self.group, self.left, int(self.fixed)]
-        numbers += [len(self.lengths), *(n for pair in self.lengths for n in pair)]
+        numbers += [self.cluster, len(self.lengths), *(n for pair in self.lengths for n in pair)]
         return " ".join(map(str, numbers))
 
     def units(self, index: int) -> int:
@@ -56,7 +57,10 @@ def draw(seed: int) -> Batch:
     ]
     left = r.choice([UNBOUNDED, UNBOUNDED, 0, 100])
     grid, heads, group = r.choice([1, 3, 8, 40]), r.choice([1, 2, 5]), r.choice([1, 4, 7, 16])
-    return Batch(grid, heads, group, left, r.random() < 0.4, tuple(lengths))
+    fixed = r.random() < 0.4
+    cluster = 0 if fixed else r.choice([0, 1, 2, 3])
+    grid = grid >> cluster << cluster or 1 << cluster
+    return Batch(grid, heads, group, left, fixed, tuple(lengths), cluster)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +90,12 @@ def assert_whole(batch: Batch, found: list[tuple[int, ...]]) -> None:
     for _, index, head, row, unit, end, units, pieces, piece, slot, counter in found:
         assert units == batch.units(index)
         tile = index, head, row
+        if piece >= pieces:
+            assert slot == -1, "only a cluster has pieces too many"
+            assert unit == end == units
+            continue
         tiles[tile].append((unit, end, pieces, piece))
-        if pieces > 1:
+        if pieces > 1 and slot >= 0:
             assert slot not in slots, "two pieces share a slot"
             slots.add(slot)
             assert counters.setdefault(counter, tile) == tile, "two tiles share a counter"
@@ -115,14 +123,31 @@ def test_every_unit_of_every_tile_is_done_once(program: Path) -> None:
 
 
 def test_blocks_get_equal_shares(program: Path) -> None:
-    """No block has two units more than its share."""
+    """No block has two units more than its share, or eight where its cluster has the tile."""
     batches = [b for b in map(draw, range(400)) if not b.fixed]
     for batch, found in zip(batches, segments(program, batches), strict=True):
         work: dict[int, int] = defaultdict(int)
         for block, _, _, _, unit, end, *_ in found:
             work[block] += end - unit
         share = sum(work.values()) / batch.grid
-        assert max(work.values(), default=0) < share + 2
+        clustered = any(s[9] < 0 for s in found)
+        assert max(work.values(), default=0) < share + (9 if clustered else 2)
+
+
+def test_a_cluster_has_one_tile(program: Path) -> None:
+    """The pieces of a tile are in the order of its cluster's blocks, and no other tile's are."""
+    batches = [b for b in map(draw, range(400)) if b.cluster]
+    seen = 0
+    for batch, found in zip(batches, segments(program, batches), strict=True):
+        if not any(s[9] < 0 for s in found):
+            continue
+        seen += 1
+        assert all(s[8] == s[0] % (1 << batch.cluster) for s in found)
+        of_cluster = defaultdict(set)
+        for block, *tile in (s[:4] for s in found):
+            of_cluster[block >> batch.cluster].add(tuple(tile))
+        assert all(len(tiles) == 1 for tiles in of_cluster.values())
+    assert seen >= 10
 
 
 def test_fixed_pieces_depend_on_their_sequence_alone(program: Path) -> None:

@@ -15,7 +15,7 @@ from mainboard.kernels import (
     warm_up,
 )
 from mainboard.kernels.validate import FP8_DTYPES
-from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
+from mainboard.testing.attention_cases import AttentionCase, assert_close, check_case, draw_case
 from mainboard.testing.attention_list import REQUIRED
 
 pytestmark = [
@@ -53,6 +53,21 @@ def test_drawn_case(seed: int) -> None:
 def test_larger_case(case: AttentionCase) -> None:
     """Shapes that take several tiles and shares of the keys agree with the float64 reference."""
     check_case(case, "cuda")
+
+
+@pytest.mark.parametrize("bound", [1200, 1 << 20])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_short_call_under_any_bound(head_dim: int, bound: int) -> None:
+    """How long sequences could be changes who joins their parts, not what comes out."""
+    case = AttentionCase(
+        (1, 4, 0, 1), (1200, 37, 5, 640), 8, 2, head_dim, dtype=torch.bfloat16, page_size=16
+    )
+    given = case.inputs("cuda")
+    options = given.options | {"max_seqlen_k": bound}
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **options)
+    expected, expected_lse = case.expected(given)
+    assert_close(out, expected, case, extra=2.0**-8 * case.weighed_magnitude(given))
+    assert_close(lse, expected_lse, case, "lse")
 
 
 def test_softcap_of_huge_scores() -> None:

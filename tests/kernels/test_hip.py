@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from mainboard import build_info
-from mainboard.kernels import hip_support
+from mainboard.kernels import gpu_dispatch, hip_support
+from mainboard.kernels.library import KernelLevel
 from mainboard.kernels.reference import FP8_LIMITS
-from mainboard.kernels.support import Request
+from mainboard.kernels.support import Choice, Implementation, Request
 from mainboard.kernels.validate import FNUZ_DTYPES
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,17 @@ def test_routing_knows_which_library_has_which_formats(monkeypatch: pytest.Monke
     asked = replace(REQUEST, cache_dtype=FNUZ_DTYPES[0])
     assert by_name["compiled HIP"].refuses(asked) == []
     assert by_name["compiled CUDA"].refuses(asked) == ["a float8_e4m3fnuz cache is not compiled in"]
+
+
+def test_a_call_on_amds_device_goes_to_the_librarys_operator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where torch is built for HIP, a compiled kernel is one of this library."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for name in hip_support.OPERATORS:
+        chosen = Choice(Implementation("compiled HIP", KernelLevel.COMPILED, lambda _: []), {})
+        kernel = gpu_dispatch._kernel(name, chosen)
+        assert kernel is getattr(torch.ops.mainboard_hip, name).default
 
 
 @pytest.fixture(scope="module")

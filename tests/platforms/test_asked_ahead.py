@@ -58,7 +58,7 @@ def test_answer_is_taken_once(tmp_path: Path) -> None:
     bounded.ask_ahead(script, ["a"])
     (child,) = bounded._ahead.values()
     first, second = bounded.ask(script, ["a"], 30), bounded.ask(script, ["a"], 30)
-    assert str(child._pid) == (first.output or "").strip() != (second.output or "").strip()
+    assert str(child.pid) == (first.output or "").strip() != (second.output or "").strip()
     assert first.problem is None and second.problem is None
 
 
@@ -83,7 +83,7 @@ def test_unasked_process_is_gone(tmp_path: Path) -> None:
     bounded.ask_ahead(_script(tmp_path, SLEEP), [])
     (child,) = bounded._ahead.values()
     bounded.leave_unasked()
-    assert _is_gone(child._pid)
+    assert _is_gone(child.pid)
 
 
 def test_forked_child_asks_for_itself(tmp_path: Path) -> None:
@@ -150,4 +150,4 @@ def test_hanging_driver_that_is_not_wanted(machines: Any, two_devices: Any, ente
     with enter(machines.from_record("nvidia-two-gpus")):
         (child,) = bounded._ahead.values()
     assert time.monotonic() - start < 5
-    assert _is_gone(child._pid)
+    assert _is_gone(child.pid)

@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mainboard.platforms import bounded
+from mainboard.platforms import asking_process, bounded
 
 ECHO = "import sys\ndef main(arguments): return '|'.join(arguments)\n"
 
@@ -26,9 +28,12 @@ def script(tmp_path: Path) -> Any:
     return write
 
 
-@pytest.fixture(params=["process", "thread"])
+@pytest.fixture(params=["new process", "fork", "thread"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of asking; the thread is what an embedded interpreter or Windows gets."""
+    """Every way of asking; the thread is what an embedded interpreter or Windows gets."""
+    monkeypatch.setattr(asking_process, "_is_young", lambda: request.param == "fork")
+    if request.param == "fork" and threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
     if request.param == "thread":
         monkeypatch.setattr(sys, "executable", "/usr/sbin/web-server")
     return str(request.param)
@@ -147,3 +152,71 @@ def test_bytecode(
     monkeypatch.setattr(sys, setting, value)
     assert "" == (bounded.ask(script(ECHO), [], 30).output or "x").strip()
     assert kept == (tmp_path / "__pycache__").exists()
+
+
+# Prints whether the question was asked by a fork of this process: a new interpreter has no `site`.
+BEFORE_AND_AFTER = """
+import sys, {first}
+from mainboard.platforms import bounded
+{then}
+print("not in yet", end=" ")
+print(bounded.ask({script!r}, [], 30).output)
+"""
+WHO = """
+import os, sys
+def main(arguments):
+    descriptors = [each for each in os.listdir("/proc/self/fd") if int(each) > 2]
+    return f"{'site' in sys.modules} {len(descriptors)} {os.read(0, 1)!r}"
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks for it")
+@pytest.mark.parametrize(
+    ("first", "then", "forked"),
+    [
+        ("os", "", True),
+        ("ctypes", "", False),
+        ("_thread, time", "_thread.start_new_thread(time.sleep, (30,))", False),
+    ],
+)
+def test_who_is_forked(script: Any, first: str, then: str, forked: bool) -> None:
+    """A process without threads and native libraries is, and keeps nothing of its parent's open."""
+    code = BEFORE_AND_AFTER.format(script=script(WHO), first=first, then=then)
+    with open(os.devnull) as kept:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True, capture_output=True, text=True, pass_fds=(kept.fileno(),), timeout=60,
+        )  # fmt: skip
+    *before, was_forked, descriptors, read = done.stdout.split()
+    assert (before, was_forked, read) == (["not", "in", "yet"], str(forked), "b''")
+    if forked:  # the one is that by which the folder is read
+        assert descriptors == "1"
+
+
+def test_large_answer_of_a_fork(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer larger than a pipe holds arrives whole, with what is no text in it."""
+    if threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
+    monkeypatch.setattr(asking_process, "_is_young", lambda: True)
+    path = script("def main(arguments): return 'x' * 300000 + chr(0xdc80)\n")
+    assert 300001 == len(bounded.ask(path, [], 30).output or "")
+
+
+def test_hanging_fork_is_gone(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up after the bound, killed and collected, as a new process is."""
+    if threading.active_count() > 1:
+        pytest.skip("another thread is here, and a fork would be warned of")
+    monkeypatch.setattr(asking_process, "_is_young", lambda: True)
+    path = script("import time\ndef main(arguments): time.sleep(60)\n")
+    problem = bounded.ask(path, [], 0.3).problem or ""
+    assert "no answer within 0.3 s (process " in problem
+    pid = int(problem.partition("process ")[2].split()[0])
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"process {pid} is still there")

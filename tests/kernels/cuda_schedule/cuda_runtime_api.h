@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #define __device__
+#define __host__
 #define __CUDACC__
 using std::max;
 using std::min;

@@ -1,5 +1,5 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
-//   grid kv_heads group left fixed sequences (queries keys)...
+//   grid kv_heads group left fixed cluster sequences (queries keys)...
 // A line for each segment, then one that says "end".
 #define MAINBOARD_LANES 1
 #include <iostream>
@@ -12,7 +12,8 @@ using namespace mainboard::cuda;
 int main() {
   int grid, group, sequences;
   Decode a = {};
-  while (std::cin >> grid >> a.kv_heads >> group >> a.left >> a.fixed_pieces >> sequences) {
+  while (std::cin >> grid >> a.kv_heads >> group >> a.left >> a.fixed_pieces >> a.cluster >>
+         sequences) {
     std::vector<int> cu_queries = {0}, keys;
     for (int i = 0; i < sequences; ++i) {
       int queries, length;
@@ -31,7 +32,8 @@ int main() {
         const Segment s = walk.segment();
         std::cout << block << ' ' << s.index << ' ' << s.head << ' ' << s.row << ' ' << s.unit
                   << ' ' << s.unit_end << ' ' << s.sequence.units << ' ' << s.pieces << ' '
-                  << s.piece << ' ' << s.slot(s.piece) << ' ' << s.counter << '\n';
+                  << s.piece << ' ' << (walk.clustered() ? -1 : s.slot(s.piece)) << ' '
+                  << (walk.clustered() ? -1 : s.counter) << '\n';
       }
     }
     std::cout << "end\n";
