@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import os
 import sys
+from _thread import allocate_lock, start_new_thread
 from ctypes import CDLL, Structure, byref, c_char, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
 from ctypes import create_string_buffer as buffer
 
 TYPE_CHECKING = False  # typing's own takes a tenth of the time that all of this takes
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
@@ -189,10 +191,35 @@ def _unsupported(function: Callable[..., Any], *arguments: Any) -> bool:
     return False
 
 
+def _start(nvml: _Nvml, numbers: Sequence[int]) -> None:
+    """Touch all devices at once: each takes some 7 ms, the first time."""
+
+    def touch(number: int, done: LockType) -> None:
+        try:
+            nvml.device(number)
+        except NvmlError:  # again when it is asked
+            return
+        finally:
+            done.release()
+
+    begun = []
+    for number in numbers if len(numbers) > 1 else ():
+        done = allocate_lock()
+        done.acquire()
+        try:
+            start_new_thread(touch, (number, done))
+        except RuntimeError:  # so many threads are not allowed here
+            break
+        begun.append(done)
+    for done in begun:
+        done.acquire()
+
+
 def _devices(nvml: _Nvml, numbers: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     version = c_int(0)
     _unsupported(nvml.call, "nvmlSystemGetCudaDriverVersion", byref(version))
     yield "driver", nvml.text("nvmlSystemGetDriverVersion"), version.value
+    _start(nvml, numbers)
     for number in numbers:
         try:
             yield from _device(nvml, number)

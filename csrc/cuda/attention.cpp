@@ -60,7 +60,6 @@ Decode describe(const AttentionCall& call) {
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
-  a.table_columns = call.table ? static_cast<int>(call.table->size(1)) : 0;
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);

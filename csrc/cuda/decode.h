@@ -54,7 +54,6 @@ struct Decode {
   CacheRows k, v;
   const int* table;  // null: dense
   int64_t table_row;
-  int table_columns;
   Divisor page_blocks;
   const int *cu_queries, *cu_keys, *used_keys;
   int sequences, heads, kv_heads;

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mainboard.platforms import nvml_inventory
 from mainboard.platforms.cuda import CudaPlatform
 from mainboard.platforms.device_ids import set_assigned_physical_gpu_ids
 from mainboard.platforms.values import DeviceCapability
@@ -41,7 +42,7 @@ from mainboard.platforms.values import DeviceCapability
         ("0x1", [0]),
         ("01,-0", [1, 0]),
         ("-4294967295", [1]),
-        ("-99999999999999999999", [0]),
+        ("-99999999999999999999", []),
         ("GPU-bb,GPU-bbbb", []),
         ("+1,0;9", [1, 0]),
         ("0,00", []),
@@ -187,3 +188,25 @@ def test_description_is_json(second_first: Any) -> None:
     described = CudaPlatform.describe()
     assert described == json.loads(json.dumps(described))
     assert [1, 0] == described["cuda"]["visible"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_devices_are_started_at_once(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """All of several, whichever fails; where no thread may be started, each when it is asked."""
+    touched = []
+
+    class Nvml:
+        def device(self, number: int) -> None:
+            touched.append(number)
+            if number == 1:
+                raise nvml_inventory.NvmlError(15, "lost")
+
+    def refused(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if not allowed:
+        monkeypatch.setattr(nvml_inventory, "start_new_thread", refused)
+    nvml: Any = Nvml()
+    nvml_inventory._start(nvml, range(1))
+    nvml_inventory._start(nvml, range(4))
+    assert sorted(touched) == ([0, 1, 2, 3] if allowed else [])

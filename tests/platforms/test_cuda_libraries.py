@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mainboard.errors import PlatformUnavailableError
-from mainboard.platforms import bounded, cuda, nvml_inventory
+from mainboard.platforms import asking_process, bounded, cuda, nvml_inventory
 from mainboard.platforms.bounded import Outcome
 from mainboard.platforms.cuda import CudaPlatform, NonNvmlCudaPlatform
 from mainboard.platforms.verdict import State
@@ -113,7 +113,7 @@ def test_other_errors_of_nvml(machines: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_inventory_script_alone() -> None:
     """The script on a machine without NVML says so, in lines that end, and imports next to nothing."""
-    options = ["-I", "-S", "-X", "importtime", "-c", bounded.RUN]
+    options = ["-I", "-S", "-X", "importtime", "-c", asking_process.RUN]
     run = [sys.executable, *options, nvml_inventory.__file__, "devices"]
     environ = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=environ)
