@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,12 @@ from mainboard.testing.attention_cases import AttentionCase
 
 # Paged cases alternate over this many bytes of keys and values, so that none stays in a cache.
 POOL_BYTES = 512 << 20
-SHAPE = {"heads": 32, "kv_heads": 8, "head_dim": 128}
-FEATURES = {"softcap": {"softcap": 30.0}, "alibi": {"alibi": True}, "sinks": {"sinks": True}}
+SHAPE: dict[str, Any] = {"heads": 32, "kv_heads": 8, "head_dim": 128}
+FEATURES: dict[str, dict[str, Any]] = {
+    "softcap": {"softcap": 30.0},
+    "alibi": {"alibi": True},
+    "sinks": {"sinks": True},
+}
 Call = Callable[[], object]
 
 
@@ -57,7 +62,7 @@ def prefill_cases(dtype: torch.dtype) -> Iterator[tuple[str, AttentionCase]]:
         yield f"prefill 2048 {feature}", case
     window = AttentionCase((8192,), (8192,), dtype=dtype, window=(1023, 0), **SHAPE)
     yield "prefill 8192 window 1024", window
-    paged = {"dtype": dtype, "page_size": 128, **SHAPE}
+    paged: dict[str, Any] = {"dtype": dtype, "page_size": 128, **SHAPE}
     for new, old in ((512, 4096), (128, 8192)):
         yield f"chunk {new} after {old}", AttentionCase((new,), (new + old,), **paged)
     lengths = (300, 700, 1500, 2500)

@@ -36,28 +36,22 @@ for _name in OPERATORS:
 
 def _refuses_attention(request: Request) -> list[str]:
     rows = request.queries * request.heads // request.kv_heads
-    reasons = _refuses_decode(request) if rows <= MOST_ROWS else _refuses_prefill(request)
+    # Where bits must not depend on the batch, every sequence has the kernel that it has alone, so
+    # both must be there. What the decode kernels serve, the prefill kernels do.
+    few = rows <= MOST_ROWS or request.deterministic
+    reasons = _refuses_decode(request) if few else _refuses_prefill(request)
     if request.dtype not in QUERY_DTYPES:
         reasons.insert(0, "only bfloat16 and float16 queries are compiled")
     return reasons
 
 
 def _refuses_prefill(request: Request) -> list[str]:
-    reasons = []
-    if request.cache_dtype in FP8_DTYPES:
-        reasons.append(f"more than {MOST_ROWS} rows (queries x heads of a group) over fp8 keys")
+    # Rows of fp8 keys too must begin at multiples of 16 bytes.
+    multiple = 16 if request.cache_dtype in FP8_DTYPES else 8
     dims = request.head_dim, request.value_dim or request.head_dim
-    if any(dim % 8 or dim > MOST_PREFILL_DIM for dim in dims):
-        reasons.append(
-            f"head dimensions {dims} are not both multiples of 8 up to {MOST_PREFILL_DIM}"
-        )
-    if request.deterministic:
-        # Short sequences of the batch would take the long ones' kernel, and have other bits.
-        reasons.append(
-            f"more than {MOST_ROWS} rows (queries x heads of a group) with the same bits"
-            " in every batch"
-        )
-    return reasons
+    if all(dim % multiple == 0 and dim <= MOST_PREFILL_DIM for dim in dims):
+        return []
+    return [f"head dimensions {dims} are not both multiples of {multiple} up to {MOST_PREFILL_DIM}"]
 
 
 def _refuses_decode(request: Request) -> list[str]:

@@ -21,7 +21,7 @@ def visibility(environ: Mapping[str, str]) -> list[str] | None:
     """The entries of `CUDA_VISIBLE_DEVICES` that can count; None when it is not set.
 
     As the driver does, reading stops at the first entry that is not of the kind of the first one,
-    a number or an id. What follows a number is passed over, and of the number 32 bits are read.
+    a number or an id. What follows a number is passed over, and of its 64 bits the last 32 count.
     """
     setting = environ.get(CONTROL)
     if setting is None:
@@ -39,9 +39,8 @@ def _number(entry: str) -> str:
     digits = "".join(takewhile("0123456789".__contains__, text[len(sign) :]))
     if not digits:
         return ""
-    limit = 1 << 63
     number = int(sign + digits.lstrip("0")[:20].rjust(1, "0"))
-    return str(max(-limit, min(number, limit - 1)) % (1 << 32))
+    return str(number % (1 << 32)) if -1 << 63 <= number < 1 << 63 else ""
 
 
 def find_entry(entry: str, inventory: Inventory) -> int | None:

@@ -161,7 +161,8 @@ class TileStream {
   // Runs what is still under way.
   void drain() {
     if (count_ == 0) return;
-    run(nullptr, nullptr);
+    Vec no_peaks[2];  // nothing comes next
+    run(nullptr, no_peaks);
     MAINBOARD_TILE_FENCE;
     for (int c = 0; c < shape_.columns; c += 2) {
       multiply_values<Parts>(shape_, *now(), c, NoSlice());

@@ -1,4 +1,4 @@
-// Attention for a few query rows (decode, verification) on AMX tiles, in bfloat16.
+// Attention for a few query rows (verification, decode of large groups) on AMX tiles, in bfloat16.
 //
 // Keys are the left-hand operand as they are stored. Weights are the left-hand operand of the
 // second product, whose other one is made of pairs of values, which takes one shuffle a vector; its
@@ -185,6 +185,8 @@ inline void attend_few_rows(const Attention& a, const WorkItem& w, float* scratc
     key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, v);
     for (int i = 0; i < n; i += kTile) {
       const int rows = n - i < kTile ? n - i : kTile;
+      // Values come next, in an order that the processor does not foresee; keys it does.
+      for (int j = 0; j < rows; ++j) prefetch(v[i + j], a.value_dim * size_of(DType::bf16));
       const char* data = k[i];
       int64_t stride = rows > 1 ? k[i + 1] - k[i] : bytes;
       if (rows < kTile) {  // what follows the last key is not ours to read

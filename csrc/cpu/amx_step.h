@@ -64,7 +64,7 @@ MAINBOARD_INLINE Vec held(float x) {
   return v;
 }
 
-// 2^x with a polynomial of four or five powers, relative error below 2.7e-6 or 1e-7; 0 for -inf.
+// 2^x with a polynomial of four or five powers, relative error below 2.7e-6 or 1.6e-7; 0 for -inf.
 template <int Powers>
 struct Exp2 {
   Vec c0, c1, c2, c3, c4, c5;

@@ -11,7 +11,6 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 constexpr int kDotRows = 8;     // most rows this kernel takes
 constexpr int kDotKeys = 32;    // keys whose rows stay in the first-level cache meanwhile
 constexpr int kRowsAtOnce = 4;  // rows that share one reading of a key
-constexpr int kDotGroup = 8;    // keys between the scores of one block and the values of another
 #if defined(__AVX512F__)
 constexpr int kDotScores = 16;  // dot products in flight
 #else
@@ -76,12 +75,10 @@ inline void reorder_pairs(float* row, int dim, bool back) {
   }
 }
 
-// The sums of N vectors.
-template <int N>
+// The sums of kDotScores vectors.
 inline void reduce_scores(const Vec* acc, float* to) {
 #if defined(__AVX2__)
-#pragma GCC unroll 2
-  for (int i = 0; i < N; i += 8) {
+  for (int i = 0; i < kDotScores; i += 8) {
     __m256 pair[4];
     for (int j = 0; j < 4; ++j) {
       pair[j] = _mm256_hadd_ps(fold(acc[i + 2 * j]), fold(acc[i + 2 * j + 1]));
@@ -91,31 +88,38 @@ inline void reduce_scores(const Vec* acc, float* to) {
     _mm256_storeu_ps(to + i, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
   }
 #else
-  for (int i = 0; i < N; ++i) to[i] = reduce_add(acc[i]);
+  for (int i = 0; i < kDotScores; ++i) to[i] = reduce_add(acc[i]);
 #endif
+}
+
+inline void prefetch(const char* row, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
 // The rows of one block of keys.
 struct Block {
   const char* k[kDotKeys];
   const char* v[kDotKeys];
-  int keys = 0;
+  int keys;
+  int64_t v_bytes;
 };
 
-// scores[r][i] = q[r] . k[i] for R rows and kDotGroup keys of a block from `first` on.
+// scores[r][i] = q[r] . k[i] for R rows and the keys of a block.
 template <int R, class T>
-inline void dot_scores(const Block& block, int first, int dim, const float* q, float* scores) {
-  constexpr int kKeys = kDotScores / R < kDotGroup ? kDotScores / R : kDotGroup;
-  const int last = block.keys - 1;
-  for (int i = first; i < first + kDotGroup; i += kKeys) {
+inline void dot_scores(const Block& block, int dim, const float* q, float* scores) {
+  constexpr int kKeys = kDotScores / R;
+  const int n = block.keys;
+  for (int i = 0; i < n; i += kKeys) {
     const T* key[kKeys];
-    // Past the last key the last one is repeated; those scores are not read.
     for (int j = 0; j < kKeys; ++j) {
-      key[j] = reinterpret_cast<const T*>(block.k[i + j < last ? i + j : last]);
+      // Values come next, in an order that the processor does not foresee; keys it does.
+      if (i + j < n) prefetch(block.v[i + j], block.v_bytes);
+      // Past the last key the last one is repeated; those scores are not read.
+      key[j] = reinterpret_cast<const T*>(block.k[i + j < n ? i + j : n - 1]);
     }
-    Vec acc[R * kKeys];
+    Vec acc[kDotScores];
 #pragma GCC unroll 16
-    for (int j = 0; j < R * kKeys; ++j) acc[j] = zero();
+    for (int j = 0; j < kDotScores; ++j) acc[j] = zero();
     int d = 0;
     for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
       VecPair operand[kKeys];
@@ -138,19 +142,18 @@ inline void dot_scores(const Block& block, int first, int dim, const float* q, f
         }
       }
     }
-    float sums[R * kKeys];
-    reduce_scores<R * kKeys>(acc, sums);
+    float sums[kDotScores];
+    reduce_scores(acc, sums);
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < kKeys; ++j) scores[r * kDotKeys + i + j] = sums[r * kKeys + j];
     }
   }
 }
 
-// o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension and the
-// keys [first, last) of a block.
+// o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension.
 template <int R, int NV, class T>
-inline void add_values(const Block& block, int first, int last, int offset, const float* weights,
-                       const float* keep, float* o, int dim) {
+inline void add_values(const Block& block, int offset, const float* weights, const float* keep,
+                       float* o, int dim) {
   Vec acc[R][NV];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -159,7 +162,7 @@ inline void add_values(const Block& block, int first, int last, int offset, cons
       acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
     }
   }
-  for (int i = first; i < last; ++i) {
+  for (int i = 0; i < block.keys; ++i) {
     const T* value = reinterpret_cast<const T*>(block.v[i]) + offset;
     Vec operand[NV];
     if constexpr (NV == 1) {
@@ -187,18 +190,17 @@ inline void add_values(const Block& block, int first, int last, int offset, cons
 }
 
 template <int R, class T>
-inline void add_values(const Block& block, int first, const float* weights, const float* keep,
-                       float* o, int dim) {
+inline void add_values(const Block& block, const float* weights, const float* keep, float* o,
+                       int dim) {
   constexpr int kVecs = kDotScores / R < 8 ? kDotScores / R : 8;
-  const int last = first + kDotGroup < block.keys ? first + kDotGroup : block.keys;
   int offset = 0;
   for (; offset + kVecs * kLanes <= dim; offset += kVecs * kLanes) {
-    add_values<R, kVecs, T>(block, first, last, offset, weights, keep, o, dim);
+    add_values<R, kVecs, T>(block, offset, weights, keep, o, dim);
   }
   for (; offset + 2 * kLanes <= dim; offset += 2 * kLanes) {
-    add_values<R, 2, T>(block, first, last, offset, weights, keep, o, dim);
+    add_values<R, 2, T>(block, offset, weights, keep, o, dim);
   }
-  if (offset < dim) add_values<R, 1, T>(block, first, last, offset, weights, keep, o, dim);
+  if (offset < dim) add_values<R, 1, T>(block, offset, weights, keep, o, dim);
 }
 
 struct DotRow {
@@ -243,22 +245,16 @@ inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, flo
   return keep;
 }
 
-// What the rows of a work item bring along.
-struct DotState {
-  DotRow row[kDotRows];
-  int rows;
-  float* q;       // [rows][head_dim]
-  float* o;       // [rows][value_dim]
-  float* scores;  // [2][kDotRows][kDotKeys], of this block and of the next
-};
-
-// Calls body<R>(first row) for all rows, R at a time.
-template <class Body>
-inline void each_rows(int rows, Body&& body) {
-  int r = 0;
-  for (; r + 4 <= rows; r += 4) body(r, std::integral_constant<int, 4>());
-  for (; r + 2 <= rows; r += 2) body(r, std::integral_constant<int, 2>());
-  if (r < rows) body(r, std::integral_constant<int, 1>());
+// R rows against one block of keys.
+template <int R, class T>
+inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
+                        const float* q, float* o, float* scores) {
+  float keep[R];
+  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
+  for (int r = 0; r < R; ++r) {
+    keep[r] = soften_row<kDotKeys>(a, row[r], key, block.keys, scores + r * kDotKeys);
+  }
+  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
 }
 
 inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block* block) {
@@ -267,40 +263,22 @@ inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block
   key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, block->keys, block->v);
 }
 
-// The memory must never wait for the arithmetic: the next block's keys and this block's values are
-// read side by side, a few of each in turn, so that both streams run on at an even pace and the
-// processor's own prefetching stays ahead of them.
 template <class T>
-inline void attend_keys(const Attention& a, const WorkItem& w, DotState& s) {
-  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
-  Block blocks[2];
-  auto scores_of = [&](int which, int row) {
-    return s.scores + (which * kDotRows + row) * kDotKeys;
-  };
-  auto score = [&](int which, int first) {
-    if (first >= blocks[which].keys) return;
-    each_rows(s.rows, [&](int r, auto count) {
-      dot_scores<decltype(count)::value, T>(blocks[which], first, dim, s.q + r * dim,
-                                            scores_of(which, r));
-    });
-  };
-  int now = 0;
-  find_block(a, w, w.key_begin, &blocks[now]);
-  for (int i = 0; i < kDotKeys; i += kDotGroup) score(now, i);
-  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys, now ^= 1) {
-    find_block(a, w, key + kDotKeys, &blocks[now ^ 1]);
-    float keep[kDotRows];
-    for (int r = 0; r < s.rows; ++r) {
-      keep[r] = soften_row<kDotKeys>(a, s.row[r], key, blocks[now].keys, scores_of(now, r));
+inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
+                        const float* q, float* o, float* scores) {
+  const int64_t dim = a.head_dim, value_dim = a.value_dim;
+  Block block;
+  block.v_bytes = value_dim * sizeof(T);
+  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys) {
+    find_block(a, w, key, &block);
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
     }
-    for (int i = 0; i < blocks[now].keys; i += kDotGroup) {
-      score(now ^ 1, i);
-      each_rows(s.rows, [&](int r, auto count) {
-        add_values<decltype(count)::value, T>(blocks[now], i, scores_of(now, r), keep + r,
-                                              s.o + r * value_dim, value_dim);
-      });
-      for (float& k : keep) k = 1.0f;
+    for (; r + 2 <= rows; r += 2) {
+      attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
     }
+    if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
   }
 }
 
@@ -310,35 +288,34 @@ inline bool dot_serves(const Attention& a, const WorkItem& w) {
 }
 
 inline int64_t dot_scratch_floats(const Attention& a) {
-  return kDotRows * (a.head_dim + a.value_dim + 2 * kDotKeys);
+  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
 }
 
 inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
+  const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
   const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
-  DotState s;
-  s.rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
-  s.q = scratch;
-  s.o = s.q + kDotRows * dim;
-  s.scores = s.o + kDotRows * value_dim;
-  for (int r = 0; r < s.rows; ++r) {
+  float* q = scratch;
+  float* o = q + kDotRows * dim;
+  float* scores = o + kDotRows * value_dim;
+  DotRow row[kDotRows];
+  for (int r = 0; r < rows; ++r) {
     const int64_t token = w.query_begin + r / a.group;
     const int64_t head = w.first_head + r % a.group;
     const int64_t position = token + w.sequence.keys - w.sequence.queries;
-    float* q = s.q + r * dim;
-    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q, dim);
-    narrow(q, score_scale(a, w.kv_head), q, dim);
-    s.row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
-                visible(a, w, position)};
+    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + r * dim, dim);
+    narrow(q + r * dim, score_scale(a, w.kv_head), q + r * dim, dim);
+    row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
+              visible(a, w, position)};
   }
-  std::memset(s.o, 0, sizeof(float) * s.rows * value_dim);
+  std::memset(o, 0, sizeof(float) * rows * value_dim);
   with_type(a.k.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (int r = 0; r < s.rows; ++r) reorder_pairs<T>(s.q + r * dim, dim, false);
-    attend_keys<T>(a, w, s);
-    for (int r = 0; r < s.rows; ++r) reorder_pairs<T>(s.o + r * value_dim, value_dim, true);
+    for (int r = 0; r < rows; ++r) reorder_pairs<T>(q + r * dim, dim, false);
+    attend_keys<T>(a, w, rows, row, q, o, scores);
+    for (int r = 0; r < rows; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
   });
-  for (int r = 0; r < s.rows; ++r) {
-    finish_row(a, w, r, s.o + r * value_dim, s.row[r].peak, s.row[r].sum);
+  for (int r = 0; r < rows; ++r) {
+    finish_row(a, w, r, o + r * value_dim, row[r].peak, row[r].sum);
   }
 }
 

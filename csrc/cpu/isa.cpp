@@ -35,14 +35,11 @@ static int64_t scratch_floats(const Attention& a) {
 }
 
 static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+  if (dot_serves(a, w)) return attend_dotted(a, w, scratch);
 #if defined(__AMX_BF16__)
   if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
 #endif
-  if (dot_serves(a, w)) {
-    attend_dotted(a, w, scratch);
-  } else {
-    attend_many_rows(a, w, scratch);
-  }
+  attend_many_rows(a, w, scratch);
 }
 
 // out = sum_p in[p] exp(lse[p]) / sum_p exp(lse[p]). A part whose log-sum-exp is -inf is not read.

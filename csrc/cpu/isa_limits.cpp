@@ -63,17 +63,26 @@ static double multiply_tiles() {
 }
 #endif
 
+#if defined(__AMX_BF16__)
+using SoftmaxExponential = Exp2<4>;
+#else
+struct SoftmaxExponential {
+  Vec operator()(Vec x) const { return exp_nonpositive(x); }
+};
+#endif
+
 static double exponentials() {
   constexpr int kScores = 2048, kRounds = 16;  // as in the softmax: from and to the nearest cache
   float scores[kScores];
   for (int i = 0; i < kScores; ++i) scores[i] = -0.01f * static_cast<float>(i);
+  const SoftmaxExponential exponential;
   Vec sum = zero();
   for (int round = 0; round < kRounds; ++round) {
     for (int i = 0; i < kScores; i += 4 * kLanes) {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         float* score = scores + i + j * kLanes;
-        const Vec e = exp_nonpositive(load(score));
+        const Vec e = exponential(load(score));
         sum = sum + e;
         store(score, zero() - e);
       }
@@ -91,22 +100,28 @@ static void map(const float* from, float* to, int64_t n, Function function) {
   if (left > 0) store_partial(to + i, function(load_partial(from + i, left)), left);
 }
 
-static void exp_of(const float* from, float* to, int64_t n) {
-  map(from, to, n, [](Vec x) { return exp_nonpositive(x); });
+static void exp_of(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](Vec v) { return exp_nonpositive(v); });
 }
-static void tanh_of(const float* from, float* to, int64_t n) {
-  map(from, to, n, [](Vec x) { return tanh(x); });
+static void tanh_of(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](Vec v) { return tanh(v); });
 }
+#if defined(__AMX_BF16__)
+static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
+static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
+#endif
 
 extern const Limits limits;
 const Limits limits = {
-    read,           multiply_add,
+    read,
+    multiply_add,
 #if defined(__AMX_BF16__)
     multiply_tiles,
+    exponentials,
+    {{"exp", exp_of}, {"tanh", tanh_of}, {"exp2", exp2_of}, {"short exp2", short_exp2_of}, {}},
 #else
-    nullptr,
+    nullptr, exponentials, {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif
-    exponentials,   exp_of,       tanh_of,
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

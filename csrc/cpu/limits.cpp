@@ -70,13 +70,16 @@ MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, d
   return total_rate(seconds, [&](int64_t, int64_t) { return loop; });
 }
 
-// Whether `isa` runs here; if so, to[i] = function(from[i]) for `exp` of what is not positive, or
-// `tanh`, as its kernels compute them.
+// to[i] = function(from[i]), as the kernels of `isa` compute it; 0 where they have no such
+// function, or do not run here.
 MAINBOARD_EXPORT int mainboard_cpu_map(const char* isa, const char* function, const float* from,
                                        float* to, int64_t n) {
   const mainboard::cpu::Kernels* kernels = mainboard::cpu::find_kernels(isa);
   if (kernels == nullptr) return 0;
-  const mainboard::cpu::Limits* limits = kernels->limits;
-  (function == std::string("tanh") ? limits->tanh : limits->exp)(from, to, n);
-  return 1;
+  for (const auto* f = kernels->limits->functions; f->name != nullptr; ++f) {
+    if (f->name != std::string(function)) continue;
+    f->map(from, to, n);
+    return 1;
+  }
+  return 0;
 }

@@ -12,9 +12,12 @@ struct Limits {
   double (*multiply_add)();
   double (*multiply_tiles)();  // null where there are no matrix tiles
   double (*exponentials)();
-  // to[i] = e^from[i], and tanh(from[i]), by the function that the kernels use.
-  void (*exp)(const float* from, float* to, int64_t n);
-  void (*tanh)(const float* from, float* to, int64_t n);
+  // What the kernels of this set compute with, by name; the last has none.
+  struct Function {
+    const char* name;
+    void (*map)(const float* from, float* to, int64_t n);
+  };
+  Function functions[5];
 };
 
 }  // namespace mainboard::cpu

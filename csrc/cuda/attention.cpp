@@ -1,4 +1,4 @@
-// From a call's tensors to a launch of the decode kernel.
+// From a call's tensors to launches of the decode and prefill kernels.
 #include "csrc/cuda/attention.h"
 
 #include <algorithm>
@@ -60,7 +60,6 @@ Decode describe(const AttentionCall& call) {
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
-  a.table_columns = call.table ? static_cast<int>(call.table->size(1)) : 0;
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
@@ -82,7 +81,7 @@ Decode describe(const AttentionCall& call) {
 
 // More pieces than there can be: each sequence's last tile may be partly full.
 int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
-  const int64_t tiles = tokens * a.group.value / rows + a.sequences;
+  const int64_t tiles = a.sequences + (a.rows_up_to <= rows ? 0 : tokens * a.group.value / rows);
   return tiles * a.kv_heads * kMostPieces;
 }
 
@@ -139,21 +138,70 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
   launch_in_clusters(device, kernel, grid, 1 << a.cluster, arguments);
 }
 
+int64_t group_of(const AttentionCall& call) {
+  return call.q.size(1) / call.k.size(call.k.dim() - 2);
+}
+
+// The decode kernel for sequences of at most `rows` rows, or null.
+const DecodeKernel* decode_kernel(const AttentionCall& call, int64_t rows) {
+  const int64_t dim = call.q.size(2);
+  return call.v.size(call.v.dim() - 1) == dim
+             ? find_decode(call.q.dtype(), call.k.dtype(), dim, rows)
+             : nullptr;
+}
+
+// Whether the decode kernels can read and write the call's rows.
+bool decode_serves(const AttentionCall& call) {
+  const bool dense_fp8 = !call.table && size_of(call.k.dtype()) == 1;
+  return !dense_fp8 && is_multiple(call.q, 4) && is_multiple(call.out, 8) &&
+         is_multiple(call.k, 16) && is_multiple(call.v, 16);
+}
+
+// Queues the sequences with more than `above` and up to `up_to` rows, by the kernel for `rows`.
+void attend_decode(const AttentionCall& call, int64_t rows, int above = 0, int up_to = INT32_MAX) {
+  Decode a = describe(call);
+  a.rows_above = above;
+  a.rows_up_to = up_to;
+  run(a, *decode_kernel(call, rows), OnDevice(call.q), call.q.size(0), rows, call.q.size(2),
+      call.most_keys);
+}
+
+// The same for all sequences up to `up_to` rows, each by the kernel that it has alone.
+void attend_decode_alike(const AttentionCall& call, int64_t rows, int up_to = INT32_MAX) {
+  int above = 0;
+  for (int tile = kTileRows; tile < rows && tile < kDecodeRows; tile *= 2) {
+    attend_decode(call, tile, above, tile);
+    above = tile;
+  }
+  attend_decode(call, rows, above, up_to);
+}
+
+// Whether a batch with long sequences is likely to have short ones too, by what the host knows: how
+// many queries there are on average beside the longest sequence's.
+bool is_mixed(const AttentionCall& call, int64_t group) {
+  const int64_t others = call.cu_queries.size(0) - 2;
+  const int64_t tokens = std::max<int64_t>(0, call.q.size(0) - call.most_queries);
+  return others > 0 && tokens * group < 4 * kDecodeRows * others;
+}
+
 }  // namespace
 
 void attend(const AttentionCall& call) {
-  const int64_t tokens = call.q.size(0), dim = call.q.size(2);
-  if (tokens == 0 || call.cu_queries.size(0) == 1) return;
-  const int64_t group = call.q.size(1) / call.k.size(call.k.dim() - 2);
+  if (call.q.size(0) == 0 || call.cu_queries.size(0) == 1) return;
+  const int64_t group = group_of(call);
   const int64_t rows = std::max<int64_t>(1, call.most_queries) * group;
-  const DecodeKernel* kernel = call.v.size(call.v.dim() - 1) == dim
-                                   ? find_decode(call.q.dtype(), call.k.dtype(), dim, rows)
-                                   : nullptr;
-  if ((rows > kDecodeRows || kernel == nullptr) && prefill_serves(call)) {
-    return attend_prefill(call);
+  const bool decode = decode_kernel(call, rows) != nullptr && decode_serves(call);
+  if ((rows > kDecodeRows || !decode) && prefill_serves(call)) {
+    // Short sequences have a kernel of their own, which each kernel leaves to the other on the
+    // device. Without it they would not have the bits that they have alone.
+    const bool split = decode && (call.deterministic || is_mixed(call, group));
+    if (split && call.deterministic) attend_decode_alike(call, kDecodeRows, kDecodeRows);
+    if (split && !call.deterministic) attend_decode(call, kDecodeRows, 0, kDecodeRows);
+    return attend_prefill(call, split ? kDecodeRows : 0);
   }
-  require(kernel != nullptr, "these dtypes or head dimensions are not compiled");
-  run(describe(call), *kernel, OnDevice(call.q), tokens, rows, dim, call.most_keys);
+  require(decode_kernel(call, rows) != nullptr, "these dtypes or head dimensions are not compiled");
+  if (call.deterministic) return attend_decode_alike(call, rows);
+  attend_decode(call, rows);
 }
 
 }  // namespace mainboard::cuda

@@ -54,7 +54,6 @@ struct Decode {
   CacheRows k, v;
   const int* table;  // null: dense
   int64_t table_row;
-  int table_columns;
   Divisor page_blocks;
   const int *cu_queries, *cu_keys, *used_keys;
   int sequences, heads, kv_heads;
@@ -64,9 +63,10 @@ struct Decode {
   float softcap;
   const float *alibi_slopes, *sinks, *k_scale, *v_scale;
   int k_scale_stride, v_scale_stride;
-  int slot_rows;     // rows that a partial result has room for
-  int fixed_pieces;  // 1: cut each sequence by its own length alone
-  int cluster;       // log2 of the blocks in a cluster of the launch
+  int slot_rows;                               // rows that a partial result has room for
+  int fixed_pieces;                            // 1: cut each sequence by its own length alone
+  int rows_above = 0, rows_up_to = INT32_MAX;  // sequences of others are another launch's
+  int cluster;                                 // log2 of the blocks in a cluster of the launch
   Workspace workspace;
 };
 

@@ -42,17 +42,6 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
   }
 }
 
-// Brings the beginning of the table to the L2 while the grid before this one may still run: where
-// lengths are short the table's way from memory would be a good part of the call.
-__device__ inline void prefetch_tables(const Decode& a, int thread) {
-  constexpr int kLine = 32, kLines = 8;  // entries; of a sequence
-  const int i = static_cast<int>(blockIdx.x) * 32 * kWarps + thread;
-  const int sequence = i / kLines, entry = i % kLines * kLine;
-  if (a.table && sequence < a.sequences && entry < a.table_columns) {
-    prefetch_to_l2(a.table + sequence * a.table_row + entry);
-  }
-}
-
 template <class S>
 __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     decode(const __grid_constant__ Decode a) {
@@ -61,7 +50,6 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
   const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
-  prefetch_tables(a, thread);
   wait_for_previous_grid();
   let_next_grid_start();
 

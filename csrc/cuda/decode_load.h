@@ -68,11 +68,8 @@ class Loader {
       if (++unit_ == unit_end_) {
         walk_.advance();
         if (!walk_.done()) enter(walk_.segment());
-      } else if (unit_ == looked_up_ + kAhead / 2) {
-        next_page_ = page_at(looked_up_ + kAhead);
       } else if (unit_ == looked_up_ + kAhead) {
-        looked_up_ = unit_;
-        page_ = next_page_;
+        look_up();
       }
     }
     commit_copies();
@@ -85,7 +82,7 @@ class Loader {
   static constexpr int kCopies = (kAll + 31) / 32;   // of a lane
 
   __device__ void enter(const Segment& s) {
-    unit_ = looked_up_ = s.unit;
+    unit_ = s.unit;
     unit_end_ = s.unit_end;
     keys_ = s.sequence.keys;
     block_ = s.sequence.first_block + warp_ * S::blocks;
@@ -93,20 +90,23 @@ class Loader {
     k_ = a_.k.data + s.head * a_.k.head + begin * a_.k.token;
     v_ = a_.v.data + s.head * a_.v.head + begin * a_.v.token;
     table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
-    page_ = page_at(unit_);
+    look_up();
   }
 
   __device__ int block_of(int unit, int n) const {
     return block_ + unit * (kWarps * S::blocks) + n;
   }
 
-  // This lane's part of the table for the `kAhead` units from `unit` on.
-  __device__ int page_at(int unit) const {
-    unit += lane_ / S::blocks;
-    const int block = block_of(unit, lane_ % S::blocks);
-    if (block * kBlockKeys >= keys_ || unit >= unit_end_) return 0;
-    const int page = a_.page_blocks.divide(block);
-    return table_ ? table_[page] : page;
+  // Reads the table for the next `kAhead` units.
+  __device__ void look_up() {
+    looked_up_ = unit_;
+    const int block = block_of(unit_ + lane_ / S::blocks, lane_ % S::blocks);
+    const bool used = block * kBlockKeys < keys_ && unit_ + lane_ / S::blocks < unit_end_;
+    page_ = 0;
+    if (used) {
+      const int page = a_.page_blocks.divide(block);
+      page_ = table_ ? table_[page] : page;
+    }
   }
 
   __device__ void copy(int stage) {
@@ -154,7 +154,7 @@ class Loader {
   const char *k_, *v_;
   const int* table_;
   int unit_, unit_end_, keys_, block_;
-  int looked_up_, page_, next_page_;  // the next half way to where it is needed
+  int looked_up_, page_;
 };
 
 }  // namespace mainboard::cuda

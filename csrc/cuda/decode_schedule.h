@@ -47,7 +47,9 @@ struct Sequence {
     s.keys = a.used_keys ? a.used_keys[index] : a.cu_keys[index + 1] - a.cu_keys[index];
     s.first_block = max(0, s.keys - s.queries - a.left) / kBlockKeys;
     s.units = max(1, ceil_div(s.keys - s.first_block * kBlockKeys, unit_keys));
-    s.tiles_of_head = ceil_div(s.queries * static_cast<int>(a.group.value), rows);
+    const int all_rows = s.queries * static_cast<int>(a.group.value);
+    const bool own = all_rows > a.rows_above && all_rows <= a.rows_up_to;
+    s.tiles_of_head = own ? ceil_div(all_rows, rows) : 0;
     constexpr int kLeastUnits = 512 / unit_keys;
     s.piece_units = 1;
     s.positions = s.units;

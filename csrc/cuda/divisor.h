@@ -18,7 +18,12 @@ struct Divisor {
 #if defined(__CUDACC__) || defined(__HIP__)
   __device__ int divide(int n) const {
     const uint32_t u = static_cast<uint32_t>(n);
-    return static_cast<int>((__umulhi(u, multiplier) + u) >> shift);
+#ifdef __HIP__
+    const uint32_t high = static_cast<uint32_t>(uint64_t{u} * multiplier >> 32);
+#else
+    const uint32_t high = __umulhi(u, multiplier);
+#endif
+    return static_cast<int>((high + u) >> shift);
   }
 #endif
 };

@@ -14,7 +14,8 @@ namespace mainboard::cuda {
 // a tile walks its keys in blocks. Dense keys are one page.
 struct Prefill {
   CUtensorMap q;     // (column, head, token), in boxes of 64 columns and one tile's rows
-  CUtensorMap k, v;  // (column, head, token of page, page), in boxes of 64 columns and `box_keys`
+  CUtensorMap k, v;  // (column, head, token of page, page), in boxes of 64 columns and `box_keys`;
+                     // of all columns if fp8
   void* out;
   float* lse;                             // may be null
   int64_t out_token, out_head, lse_head;  // strides in elements
@@ -23,24 +24,32 @@ struct Prefill {
   int page_keys, box_keys;
   const int *cu_queries, *cu_keys, *used_keys;
   int sequences, heads, group, pack;
+  int pack_multiplier;  // times a row of a tile, over 2^16, is the row over `pack`
   int value_dim;
   float scale;
+  bool bf16;                           // the queries and the output, where keys are fp8
+  bool cache_e5m2;                     // or e4m3
+  const float *k_scale, *v_scale;      // of fp8 keys and values; may be null
+  int k_scale_stride, v_scale_stride;  // from one key head to the next
   int left, right;
   float softcap;
   const float *alibi_slopes, *sinks;
+  int skip_rows;  // sequences of no more rows than this are another kernel's
   int* counters;  // two zeros, left as zeros: tiles taken, blocks of the grid that have ended
 };
 
 // A compiled kernel; its dimensions are the largest that it serves.
 struct PrefillKernel {
-  DType type;
+  DType type;  // of queries; f16 serves both over fp8 keys
   int head_dim, value_dim;
   bool transforms;  // serves softcap and ALiBi
-  int rows, block_keys, threads, shared_bytes;
+  bool fp8;         // keys and values
+  int rows, block_keys, grain, threads, shared_bytes;
   const void* function;
 };
 
 // The kernel for these, or null.
-const PrefillKernel* find_prefill(DType type, int64_t head_dim, int64_t value_dim, bool transforms);
+const PrefillKernel* find_prefill(DType query, DType cache, int64_t head_dim, int64_t value_dim,
+                                  bool transforms);
 
 }  // namespace mainboard::cuda

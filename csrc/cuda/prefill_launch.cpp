@@ -24,7 +24,7 @@ int64_t value_dim(const AttentionCall& call) { return call.v.size(call.v.dim() -
 const PrefillKernel* find(const AttentionCall& call) {
   // The others take the largest score before they scale, which must not turn it round.
   const bool transforms = call.softcap > 0.0 || call.slopes || !(call.scale > 0.0);
-  return find_prefill(call.q.dtype(), call.q.size(2), value_dim(call), transforms);
+  return find_prefill(call.q.dtype(), call.k.dtype(), call.q.size(2), value_dim(call), transforms);
 }
 
 // How many heads of one key head lie side by side in a tile: all, or one.
@@ -37,11 +37,12 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.heads = static_cast<int>(call.q.size(1));
   a.group = a.heads / static_cast<int>(call.k.size(call.k.dim() - 2));
   a.pack = packed_heads(kernel, a.group);
+  a.pack_multiplier = (1 << 16) / a.pack + 1;
   a.page_keys = call.table ? static_cast<int>(call.k.size(1)) : 1;
-  a.box_keys = call.table ? std::gcd(a.page_keys, kernel.block_keys) : kernel.block_keys;
+  a.box_keys = call.table ? std::gcd(a.page_keys, kernel.grain) : kernel.block_keys;
   a.q = map_queries(call.q, a.pack, kernel.rows / a.pack);
-  a.k = map_keys(call.k, a.box_keys);
-  a.v = map_keys(call.v, a.box_keys);
+  a.k = map_keys(call.k, a.box_keys, kernel.fp8 ? kernel.head_dim : kBoxColumns);
+  a.v = map_keys(call.v, a.box_keys, kernel.fp8 ? kernel.value_dim : kBoxColumns);
   a.out = call.out.data<void>();
   a.out_token = call.out.stride(0);
   a.out_head = call.out.stride(1);
@@ -59,6 +60,12 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.sequences = static_cast<int>(call.cu_queries.size(0) - 1);
   a.value_dim = static_cast<int>(value_dim(call));
   a.scale = static_cast<float>(call.scale);
+  a.bf16 = call.q.dtype() == DType::bf16;
+  a.cache_e5m2 = call.k.dtype() == DType::e5m2;
+  a.k_scale = call.k_scale ? call.k_scale->data<const float>() : nullptr;
+  a.v_scale = call.v_scale ? call.v_scale->data<const float>() : nullptr;
+  a.k_scale_stride = call.k_scale && call.k_scale->numel() > 1;
+  a.v_scale_stride = call.v_scale && call.v_scale->numel() > 1;
   a.left = side(call.left);
   a.right = side(call.right);
   a.softcap = static_cast<float>(call.softcap);
@@ -69,12 +76,14 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
 
 }  // namespace
 
-const PrefillKernel* find_prefill(DType type, int64_t head_dim, int64_t value_dim,
+const PrefillKernel* find_prefill(DType query, DType cache, int64_t head_dim, int64_t value_dim,
                                   bool transforms) {
   static const PrefillTable table = all_kernels();
+  const bool fp8 = is_fp8(cache);
+  const DType type = fp8 ? DType::f16 : query;
   for (const PrefillKernel& kernel : table) {  // the smallest first
-    if (kernel.type == type && kernel.transforms == transforms && kernel.head_dim >= head_dim &&
-        kernel.value_dim >= value_dim) {
+    if (kernel.type == type && kernel.fp8 == fp8 && (fp8 || kernel.transforms == transforms) &&
+        kernel.head_dim >= head_dim && kernel.value_dim >= value_dim) {
       return &kernel;
     }
   }
@@ -82,16 +91,17 @@ const PrefillKernel* find_prefill(DType type, int64_t head_dim, int64_t value_di
 }
 
 bool prefill_serves(const AttentionCall& call) {
-  return call.k.dtype() == call.q.dtype() && find(call) != nullptr && can_map(call.q) &&
-         can_map(call.k) && can_map(call.v) && can_map(call.out);
+  return find(call) != nullptr && can_map(call.q) && can_map(call.k) && can_map(call.v) &&
+         can_map(call.out);
 }
 
-void attend_prefill(const AttentionCall& call) {
+void attend_prefill(const AttentionCall& call, int skip_rows) {
   const int64_t tokens = call.q.size(0);
   if (tokens == 0 || call.cu_queries.size(0) == 1) return;
   const OnDevice device(call.q);
   const PrefillKernel& kernel = *find(call);
   Prefill a = describe(call, kernel);
+  a.skip_rows = skip_rows;
   a.counters = device.counters();
   // No more tiles than these: each sequence's last tile may be partly full.
   const int64_t tiles = (tokens * a.pack / kernel.rows + a.sequences) * (a.heads / a.pack);

@@ -25,114 +25,144 @@ __device__ inline float tanh_of(float x) {
   return 1.0f - 2.0f * reciprocal_approx(exp2_approx(2.0f * kLog2E * x) + 1.0f);
 }
 
-// Which keys the rows see, and whose they are.
-struct Rows {
-  int row[2];  // in the sequence
-  int token[2], head[2];
-  int last[2], first[2];       // keys seen
-  int least_last, most_first;  // of all the rows of the warp
-  int place[2];                // of the query among the keys
+// A row of a tile as a token and a head.
+struct RowPlace {
+  int token, head;
 
-  __device__ static Rows of(const Prefill& a, const Tile& t, int warp_row, int lane) {
-    Rows r;
-    const int shift = t.keys - t.queries;
-    const auto last = [&](int token) {
-      return static_cast<int>(min(int64_t{t.keys} - 1, int64_t{token} + shift + a.right));
-    };
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      r.row[i] = t.row + warp_row + lane / 4 + 8 * i;
-      r.token[i] = r.row[i] / a.pack;
-      r.head[i] = t.head + r.row[i] - r.token[i] * a.pack;
-      r.place[i] = r.token[i] + shift;
-      r.last[i] = last(r.token[i]);
-      r.first[i] = r.place[i] - a.left;
-    }
-    r.least_last = last((t.row + warp_row) / a.pack);
-    r.most_first = (t.row + warp_row + 15) / a.pack + shift - a.left;
-    return r;
+  __device__ RowPlace(const Prefill& a, const Tile& t, int row) {
+    const int of_tile = row * a.pack_multiplier >> 16;  // row / pack
+    token = t.token + of_tile;
+    head = t.head + row - of_tile * a.pack;
+  }
+};
+
+// Which keys a row sees.
+struct Sight {
+  int first, last;
+
+  __device__ Sight(int first_, int last_) : first(first_), last(last_) {}
+  __device__ Sight(const Prefill& a, const Tile& t, int row) {
+    const int place = RowPlace(a, t, row).token + t.keys - t.queries;
+    first = place - a.left;
+    last = static_cast<int>(min(int64_t{t.keys} - 1, int64_t{place} + a.right));
   }
 };
 
 // The running softmax of the rows. With `transforms`, scores arrive in base-2 units.
-template <bool transforms>
+//
+// Weights are relative to a base that may be behind the largest score: it grows only when a
+// weight would be too large, so that most blocks need no maximum and leave the sums alone.
+template <class T, bool transforms>
 class Softmax {
  public:
   __device__ explicit Softmax(const Prefill& a) : scale_(transforms ? 1.0f : a.scale * kLog2E) {}
 
-  // Turns scores into weights; returns in `shrink` what earlier sums are multiplied by.
-  template <int n>
-  __device__ void weigh(float (&s)[n], float (&shrink)[2]) {
+  // Turns scores into weights with the base as it is. Returns, for the whole warp, whether none is
+  // too large; the scores stay, and otherwise `weigh` must follow.
+  template <int used, int n, int m>
+  __device__ bool try_weigh(const float (&s)[n], uint32_t (&weights)[m]) {
+    float total[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) total[r] = exponentials<used>(s, weights, r);
+    const bool fits = total[0] <= kMostTotal && total[1] <= kMostTotal;
+    if (!__all_sync(0xffffffffu, fits)) return false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum_[r] += total[r];
+    return true;
+  }
+
+  // The same with a base that grows if it must; `shrink` is what earlier sums are multiplied by.
+  template <int used, int n, int m>
+  __device__ void weigh(const float (&s)[n], uint32_t (&weights)[m], float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most = most_[r];
+      float even = s[2 * r], odd = s[2 * r + 1];
 #pragma unroll
-      for (int i = 2 * r; i < n; i += 4) most = fmaxf(most, fmaxf(s[i], s[i + 1]));
-      most = quad_max(most);
-      const float base = most == kMinusInfinity ? 0.0f : most * scale_;
-      shrink[r] = exp2_approx(most_[r] * scale_ - base);
-      most_[r] = most;
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 2 * r; i < n; i += 4) {
-        s[i] = exp2_approx(fmaf(s[i], scale_, -base));
-        s[i + 1] = exp2_approx(fmaf(s[i + 1], scale_, -base));
-        sum += s[i] + s[i + 1];
+      for (int i = 2 * r + 4; i < used / 2; i += 4) {
+        even = fmaxf(even, s[i]);
+        odd = fmaxf(odd, s[i + 1]);
       }
-      sum_[r] = sum_[r] * shrink[r] + sum;
+      const float most = fmaxf(quad_max(fmaxf(even, odd)) * scale_, kNothing);
+      const float before = base_[r];
+      if (most - before > kMostBehind) base_[r] = most;
+      shrink[r] = exp2_approx(before - base_[r]);
+      sum_[r] = sum_[r] * shrink[r] + exponentials<used>(s, weights, r);
     }
   }
 
   // What row r's sums are multiplied by in the end, and its log-sum-exp. `sink` is -inf for none.
   __device__ float finish(int r, float sink, float* lse) const {
-    const float most = most_[r] * scale_, base = fmaxf(most, sink * kLog2E);
+    const float base = fmaxf(base_[r], sink * kLog2E);
     const float sum = quad_sum(sum_[r]);
-    if (base == kMinusInfinity) {
+    if (base == kNothing) {
       *lse = kMinusInfinity;
       return 0.0f;
     }
-    const float factor = exp2_approx(most - base);
+    const float factor = exp2_approx(base_[r] - base);
     const float total = sum * factor + exp2_approx(sink * kLog2E - base);
     *lse = (base + log2f(total)) * kLn2;
     return factor / total;
   }
 
  private:
+  static constexpr float kNothing = -3e38f;     // the base before any key was seen
+  static constexpr float kMostBehind = 8.0f;    // of the base
+  static constexpr float kMostTotal = 8192.0f;  // of a thread's weights; some is 2^8 then
+
+  // Row r's weights, and their total in this thread.
+  template <int used, int n, int m>
+  __device__ float exponentials(const float (&s)[n], uint32_t (&weights)[m], int r) const {
+    const float base = base_[r];
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (int i = 2 * r; i < used / 2; i += 4) {
+      const float low = exp2_approx(fmaf(s[i], scale_, -base));
+      const float high = exp2_approx(fmaf(s[i + 1], scale_, -base));
+      even += low;
+      odd += high;
+      weights[i / 2] = pack<T>(low, high);
+    }
+    return even + odd;
+  }
+
   float scale_;
-  float most_[2] = {kMinusInfinity, kMinusInfinity}, sum_[2] = {0.0f, 0.0f};
+  float base_[2] = {kNothing, kNothing}, sum_[2] = {0.0f, 0.0f};
 };
 
 // Scale, softcap and ALiBi, to base-2 units. `key` is that of this thread's first column.
-template <int n>
-__device__ inline void transform(float (&s)[n], const Prefill& a, const Rows& rows, int key) {
+template <int used, int n>
+__device__ inline void transform(float (&s)[n], const Prefill& a, const Tile& t, float scale,
+                                 int row, int key) {
   const float inverse_cap = a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f;
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-    float x = s[i] * a.scale;
+  for (int i = 0; i < used / 2; ++i) {
+    float x = s[i] * scale;
     if (a.softcap > 0.0f) x = a.softcap * tanh_of(x * inverse_cap);
     s[i] = x * kLog2E;
   }
   if (a.alibi_slopes == nullptr) return;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float slope = a.alibi_slopes[min(rows.head[r], a.heads - 1)] * kLog2E;
-    const int distance = rows.place[r] - key;
+    const RowPlace place(a, t, row + 8 * r);
+    const float slope = a.alibi_slopes[min(place.head, a.heads - 1)] * kLog2E;
+    const int distance = place.token + t.keys - t.queries - key;
 #pragma unroll
-    for (int i = 2 * r; i < n; i += 4) {
+    for (int i = 2 * r; i < used / 2; i += 4) {
       s[i] -= slope * static_cast<float>(abs(distance - 2 * (i - 2 * r)));
       s[i + 1] -= slope * static_cast<float>(abs(distance - 2 * (i - 2 * r) - 1));
     }
   }
 }
 
-// Takes away the scores of keys that a row does not see.
-template <int n>
-__device__ inline void mask(float (&s)[n], const Rows& rows, int key) {
+// Takes away the scores of keys that the rows, `row` and 8 more, do not see.
+template <int used, int n>
+__device__ inline void mask(float (&s)[n], const Prefill& a, const Tile& t, int row, int key) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int last = rows.last[r] - key, first = rows.first[r] - key;
+    const Sight sight(a, t, row + 8 * r);
+    const int last = sight.last - key, first = sight.first - key;
 #pragma unroll
-    for (int i = 2 * r; i < n; i += 4) {
+    for (int i = 2 * r; i < used / 2; i += 4) {
       const int column = 2 * (i - 2 * r);
       if (column > last || column < first) s[i] = kMinusInfinity;
       if (column + 1 > last || column + 1 < first) s[i + 1] = kMinusInfinity;

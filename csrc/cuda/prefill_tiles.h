@@ -12,17 +12,22 @@ namespace mainboard::cuda {
 inline constexpr int kNoTile = -1;
 inline constexpr int64_t kCacheBytes = int64_t{32} << 20;
 
-// One tile: rows [row, row + rows of a tile) of a sequence, `pack` heads from `head` on.
+// One tile of a sequence: `pack` heads from `head` on, and tokens from `token` on.
 struct Tile {
   int sequence;  // or kNoTile
   int first_query, queries, keys, first_key;
-  int head, row;
-  int begin, end;  // blocks of keys that any of its rows sees
+  int head, token;
+  int begin, end, blocks;  // keys that any of its rows sees, in grains; blocks of them
+
+  // Blocks are walked from the last to the first, which has what is left over.
+  __device__ int first_of(int block, int block_keys) const {
+    return max(begin, end - (block + 1) * block_keys);
+  }
 };
 
 // Takes tiles for one block of the grid, whichever comes next when it is ready; a whole warp asks.
 // Each lane holds one of 32 sequences, so that most tiles are found without reading memory.
-template <int rows, int block_keys, int bytes_of_key>
+template <int rows, int block_keys, int grain, int bytes_of_key>
 class TileWalker {
  public:
   __device__ explicit TileWalker(const Prefill& a)
@@ -58,6 +63,7 @@ class TileWalker {
   __device__ static int from(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 
   __device__ int tiles() const {
+    if (queries_ * a_.group <= a_.skip_rows) return 0;
     return (queries_ * a_.pack + rows - 1) / rows * (a_.heads / a_.pack);
   }
 
@@ -90,14 +96,15 @@ class TileWalker {
     const int section = at / (row_tiles * wide), in_section = at - section * row_tiles * wide;
     const int here = min(wide, sets - section * wide), tile = in_section / here;
     t.head = (section * wide + in_section - tile * here) * a_.pack;
-    t.row = (row_tiles - 1 - tile) * rows;
-    const int first = t.row / a_.pack;
-    const int last = (min(t.row + rows, t.queries * a_.pack) - 1) / a_.pack;
+    const int row = (row_tiles - 1 - tile) * rows;
+    t.token = row / a_.pack;
+    const int last = (min(row + rows, t.queries * a_.pack) - 1) / a_.pack;
     const int shift = t.keys - t.queries;
     const int64_t end = min(int64_t{t.keys}, int64_t{last} + shift + a_.right + 1);
-    t.begin = max(0, first + shift - a_.left) / block_keys;
-    t.end = end <= 0 ? 0 : static_cast<int>((end + block_keys - 1) / block_keys);
+    t.begin = max(0, t.token + shift - a_.left) / grain * grain;
+    t.end = end <= 0 ? 0 : static_cast<int>((end + grain - 1) / grain * grain);
     t.end = max(t.end, t.begin);
+    t.blocks = (t.end - t.begin + block_keys - 1) / block_keys;
   }
 
   // Leaves the counters as they were found, if this block is the last.

@@ -24,12 +24,8 @@ __device__ inline void let_next_grid_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// --- What is in memory ---
+// --- Order ---
 
-// Brings a line into the L2, where all multiprocessors see what the others write.
-__device__ inline void prefetch_to_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
 // Orders what this thread wrote, or knows to be written, before what it does next, for all
 // multiprocessors.
 __device__ inline void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

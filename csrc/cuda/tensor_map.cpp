@@ -27,11 +27,11 @@ decltype(&cuTensorMapEncodeTiled) find_encode() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-CUtensorMap encode(const void* data, DType dtype, int64_t columns, const Axis* axes,
-                   uint32_t rank) {
+CUtensorMap encode(const void* data, DType dtype, int64_t columns, const Axis* axes, uint32_t rank,
+                   int box_columns = kBoxColumns) {
   static const auto encode_tiled = find_encode();
   cuuint64_t sizes[4] = {static_cast<cuuint64_t>(columns)}, strides[3] = {};
-  cuuint32_t box[4] = {64}, steps[4] = {1, 1, 1, 1};
+  cuuint32_t box[4] = {static_cast<cuuint32_t>(box_columns)}, steps[4] = {1, 1, 1, 1};
   for (uint32_t i = 0; i + 1 < rank; ++i) {
     // A tensor without elements is never read, but must have a size; where there is one element,
     // torch gives any stride.
@@ -39,12 +39,15 @@ CUtensorMap encode(const void* data, DType dtype, int64_t columns, const Axis* a
     strides[i] = static_cast<cuuint64_t>(axes[i].size > 1 ? axes[i].stride_bytes : kAlignment);
     box[i + 1] = static_cast<cuuint32_t>(axes[i].box);
   }
-  const auto type =
-      dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const bool bytes = size_of(dtype) == 1;
+  const auto type = bytes                  ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                    : dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                           : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   CUtensorMap map;
   const CUresult error =
       encode_tiled(&map, type, rank, const_cast<void*>(data), sizes, strides, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   bytes ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     throw std::runtime_error("the driver refused a tensor map: error " + std::to_string(error));
@@ -76,13 +79,13 @@ CUtensorMap map_queries(const Tensor& q, int heads, int rows) {
   return encode(q, axes, 3);
 }
 
-CUtensorMap map_keys(const Tensor& k, int rows) {
+CUtensorMap map_keys(const Tensor& k, int rows, int columns) {
   const int64_t size = size_of(k.dtype()), d = k.dim();
   const Axis head = {k.size(d - 2), k.stride(d - 2) * size, 1};
   const Axis row = {k.size(d - 3), k.stride(d - 3) * size, rows};
   const Axis page = d == 4 ? Axis{k.size(0), k.stride(0) * size, 1} : Axis{1, 0, 1};
   const Axis axes[] = {head, row, page};
-  return encode(k, axes, 4);
+  return encode(k.data<void>(), k.dtype(), k.size(d - 1), axes, 4, columns);
 }
 
 CUtensorMap map_rows(const void* data, DType type, int64_t count, int64_t dim, int64_t distance,

@@ -1,5 +1,5 @@
 // CUDA's names with HIP's meanings: what the sources in csrc/cuda that are compiled for AMD's
-// devices use, and nothing else. In those sources only an include and the fnuz caches tell of HIP.
+// devices use, and nothing else. In those sources only includes and the fnuz caches tell of HIP.
 //
 // What differs beyond names: a device of AMD's starts no grid before the last has ended, so there
 // is nothing to wait for and a launch has no attributes; and it has 8-bit floats of two kinds. No

@@ -159,7 +159,9 @@ def mla_decode(
     tensors = q, kv_cache, out, lse, cu_seqlens_q, seqused_k, block_table, kv_scale
     key = None
     if wrap is as_is:
-        key, at = glance(tensors, max_seqlen_q, keys, softmax_scale, causal, deterministic)
+        key, at = glance(
+            tensors, "latent", max_seqlen_q, keys, softmax_scale, causal, deterministic
+        )
         work = PREPARED.get(key)
         if work is not None:
             return _again(work, (kv_cache,), at, out, cu_seqlens_q)

@@ -35,6 +35,7 @@ class Tile:
         scattered_stages: as `num_stages`, where each row of a block has an address of its own, found
             in the page table; its loads need twice the time. 0: the same.
         slice: columns that latent attention multiplies at a time; 0: all.
+        near: count offsets into keys and values in 32 bits, where these suffice.
         per_unit: programs that one compute unit holds at a time; for counting splits.
         options: what else the architecture's compiler is told.
     """
@@ -46,6 +47,7 @@ class Tile:
     described: bool = False
     scattered_stages: int = 0
     slice: int = 0
+    near: bool = True
     per_unit: int = 2
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -67,9 +69,9 @@ _HOPPER = _table(
         ("prefill", 64): Tile(128, 64, 8, 3, described=True),
         ("prefill", 128): Tile(128, 128, 8, 3, scattered_stages=5),
         ("prefill", 256): Tile(128, 64, 8, 2, described=True),
-        ("decode", 64): Tile(64, 64, 2, 3, per_unit=4),
-        ("decode", 128): Tile(64, 128, 4, 2),
-        ("decode", 256): Tile(64, 64, 4, 3),
+        ("decode", 64): Tile(64, 64, 2, 3, near=False, per_unit=4),
+        ("decode", 128): Tile(64, 128, 4, 2, near=False),
+        ("decode", 256): Tile(64, 64, 4, 3, near=False),
         ("latent", 512): Tile(64, 64, 8, 2, per_unit=1),
     }
 )

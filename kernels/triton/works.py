@@ -126,7 +126,7 @@ def attention_work(
         v.stride(0) if page else 0, v.stride(-3), v.stride(-2), out.stride(0), out.stride(1),
         0 if lse is None else lse.stride(0), 0 if block_table is None else block_table.stride(0),
         step(k_scale), step(v_scale),
-        dim, pad, value_dim, value_pad, group, made.pack, page, _near(k, v), int(how),
+        dim, pad, value_dim, value_pad, group, made.pack, page, tile.near and _near(k, v), int(how),
         left >= 0, right >= 0, softcap > 0.0, scale > 0.0,
         (k.shape, k.stride()) == (v.shape, v.stride()), made.even, made.splits, bool(described),
         made.block_m, tile.block_n, made.shortest,
@@ -166,7 +166,7 @@ def latent_work(
     numbers = (
         batch, made.blocks, tokens, heads, scale, q.stride(0), q.stride(1), cache.stride(0),
         out.stride(0), out.stride(1), 0 if lse is None else lse.stride(0), block_table.stride(0),
-        cache.stride(1), latent, pads[0], rotary, pads[1], made.pack, page, _near(cache), int(how),
+        cache.stride(1), latent, pads[0], rotary, pads[1], made.pack, page, tile.near and _near(cache), int(how),
         causal, scale > 0.0, made.even, made.splits, bool(described), tile.slice, made.block_m,
         tile.block_n, made.shortest,
     )  # fmt: skip

@@ -5,15 +5,11 @@ an emulation: it shows nothing about speed, and a processor with AMX runs `test_
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-CPU_FLAGS = Path("/proc/cpuinfo")
 
 CHECK = """
 import dataclasses
@@ -57,22 +53,6 @@ check_case(AttentionCase((70,), (300,), head_dim=192, value_dim=80, dtype=shape[
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
-
-
-@pytest.fixture(scope="module")
-def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CPU library, built with emulated tiles."""
-    if not CPU_FLAGS.exists() or " avx512_bf16" not in CPU_FLAGS.read_text():
-        pytest.skip("this processor has no AVX-512 BF16")
-    if shutil.which("cmake") is None or shutil.which("ninja") is None:
-        pytest.skip("cmake or ninja is not installed")
-    build = tmp_path_factory.mktemp("emulated")
-    configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
-    subprocess.run(
-        [*configure, "-DCMAKE_BUILD_TYPE=Release", "-DMAINBOARD_EMULATED_AMX=ON"], check=True
-    )
-    subprocess.run(["cmake", "--build", str(build)], check=True)
-    return build / "csrc" / "cpu" / "libmainboard_cpu.so"
 
 
 def run(code: str, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def test_cache_holds_what_the_reference_holds(
     pair = CpuAttentionBackend.split_kv_cache(kv)
     if not backend_layout:
         pair = tuple(x.contiguous() for x in pair)
-    slots = torch.randperm(6 * 16)[:40]
+    slots = (48 + torch.randperm(3 * 16 + 20)[:40]) % (6 * 16)
+    slots[8:36] = torch.arange(20, 48)  # a run, over the end of a page
     slots[[0, 17]] = -1
     scales = {}
     if cache_dtype is not None:

@@ -23,25 +23,30 @@ WEIGHTS = """
 import torch
 from mainboard.kernels import attention
 
+dtype = torch.{dtype}
+# A score of 64 is known to half a unit in its last place, 4e-6; so is its exponential. Of 16 bits
+# the weight, for a matrix unit, and the output are each rounded.
+relative = {{torch.float32: 2e-5, torch.float16: 1.1 * 2**-10, torch.bfloat16: 1.1 * 2**-7}}[dtype]
+absolute = {{torch.float32: 2e-38, torch.float16: 1e-7, torch.bfloat16: 2e-38}}[dtype]
+
 def weights(scores, queries, **options):
     n = scores.numel()
     q, k = torch.zeros(queries, 1, n), torch.zeros(n, 1, n)
     q[:, 0, 0], k[:, 0, 0] = 1.0, scores
     return attention(
-        q, k, torch.eye(n)[:, None], cu_seqlens_q=torch.tensor([0, queries]).int(),
-        cu_seqlens_k=torch.tensor([0, n]).int(), max_seqlen_q=queries, max_seqlen_k=n,
-        softmax_scale=1.0, causal=False, **options,
+        q.to(dtype), k.to(dtype), torch.eye(n)[:, None].to(dtype),
+        cu_seqlens_q=torch.tensor([0, queries]).int(), cu_seqlens_k=torch.tensor([0, n]).int(),
+        max_seqlen_q=queries, max_seqlen_k=n, softmax_scale=1.0, causal=False, **options,
     )[:, 0].double()
 
 def assert_weights(got, exact):
     want = torch.softmax(exact, dim=-1).expand_as(got)
-    # A score of 64 is known to half a unit in its last place, 4e-6; so is its exponential.
-    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-38)
+    torch.testing.assert_close(got, want, rtol=relative, atol=absolute)
 
 scores = torch.cat([
-    torch.linspace(-200, 200, 41), torch.logspace(-6, 2, 31), -torch.logspace(-6, 2, 31),
+    torch.linspace(-200, 200, 57), torch.logspace(-6, 2, 31), -torch.logspace(-6, 2, 31),
     torch.tensor([0.0, 88.0, -88.0, 103.0, -103.0, 1e4, -1e4, 0.5, -0.5]),
-])
+]).to(dtype).float()
 for queries in (1, 40):
     for cap in (0.5, 5.0, 15.0, 30.0, 50.0):
         s = scores.double()
@@ -60,9 +65,9 @@ for queries in (1, 40):
 """
 
 
-def mapped(isa: str, function: str, x: Tensor) -> Tensor:
+def mapped(isa: str, function: str, x: Tensor, path: str | None = None) -> Tensor:
     """A function of the compiled kernels, over a vector."""
-    path = library.loaded("cpu").path
+    path = path or library.loaded("cpu").path
     assert path is not None
     call = ctypes.CDLL(path).mainboard_cpu_map
     call.argtypes = (ctypes.c_char_p,) * 2 + (ctypes.c_void_p,) * 2 + (ctypes.c_int64,)
@@ -123,11 +128,47 @@ def test_tanh_is_within_its_bound_everywhere(isa: str) -> None:
     assert ends[2].isnan()
 
 
+def check_powers(path: str | None) -> None:
+    """2^x of the AMX kernels: its error, its ends, and nothing where results are too small."""
+    x = torch.cat([-grid(2.0**-40, 126.0), torch.zeros(1), grid(2.0**-40, 120.0)])
+    want = torch.exp2(x.double())
+    assert relative_error(mapped("amx", "short exp2", x, path), want) <= 2.8e-6
+    assert relative_error(mapped("amx", "exp2", x, path), want) <= 1.6e-7
+    # Subnormal results are as exact as their format, or zero.
+    small = -grid(126.0, 160.0)
+    for name in ("exp2", "short exp2"):
+        error = (mapped("amx", name, small, path).double() - torch.exp2(small.double())).abs()
+        assert float(error.max()) <= 2.0**-126
+        ends = mapped("amx", name, torch.tensor([float("-inf"), -3.4028235e38, 0.0]), path)
+        assert ends[:2].tolist() == [0.0, 0.0]
+        assert abs(ends[2].item() - 1.0) <= 2.8e-6
+
+
+def test_powers_of_two_are_within_their_bounds(isa: str) -> None:
+    """Both polynomials of the AMX kernels, on a processor that has AMX."""
+    if isa != "amx":
+        pytest.skip("only the AMX kernels have these")
+    check_powers(None)
+
+
+@pytest.mark.slow
+def test_powers_of_two_are_within_their_bounds_emulated(emulated_library: Path) -> None:
+    """The same in the library with emulated tiles: the polynomials themselves are not emulated."""
+    # In a process of its own: loading the library puts its kernels in place of the installed ones.
+    code = f"from test_cpu_functions import check_powers; check_powers({str(emulated_library)!r})"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environ
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.multiprocess
-def test_softcap_and_alibi_give_the_right_weights(isa: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_softcap_and_alibi_give_the_right_weights(isa: str, dtype: str, tmp_path: Path) -> None:
     """Scores of any size, capped, biased or both: every weight, small ones too, as in float64."""
     ran = subprocess.run(
-        [sys.executable, "-c", WEIGHTS],
+        [sys.executable, "-c", WEIGHTS.format(dtype=dtype)],
         check=False,
         capture_output=True,
         text=True,

@@ -45,8 +45,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     built = tmp_path_factory.mktemp("schedule") / "share_work"
-    words = [compiler, "-std=c++17", "-O1", f"-I{ROOT}", "-o", built, HARNESS / "share_work.cpp"]
-    subprocess.run([*words, ROOT / "csrc/cpu/schedule.cpp"], check=True)
+    sources = [HARNESS / "share_work.cpp", ROOT / "csrc/cpu/schedule.cpp"]
+    words: list[str | Path] = [compiler, "-std=c++17", "-O1", f"-I{ROOT}", "-o", built]
+    subprocess.run([*words, *sources], check=True)
     return built
 
 

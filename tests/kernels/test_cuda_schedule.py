@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,10 +30,13 @@ class Batch:
     fixed: bool
     lengths: tuple[tuple[int, int], ...]  # queries and keys
     cluster: int = 0  # log2
+    above: int = 0  # sequences with no more rows, and
+    up_to: int = UNBOUNDED  # with more than these, are another launch's
 
     def __str__(self) -> str:
         numbers = [self.grid, self.kv_heads, self.group, self.left, int(self.fixed)]
-        numbers += [self.cluster, len(self.lengths), *(n for pair in self.lengths for n in pair)]
+        numbers += [self.cluster, self.above, self.up_to, len(self.lengths)]
+        numbers += [n for pair in self.lengths for n in pair]
         return " ".join(map(str, numbers))
 
     def units(self, index: int) -> int:
@@ -102,6 +105,7 @@ def assert_whole(batch: Batch, found: list[tuple[int, ...]]) -> None:
     expected = {
         (index, head, row)
         for index, (queries, _) in enumerate(batch.lengths)
+        if batch.above < queries * batch.group <= batch.up_to
         for head in range(batch.kv_heads)
         for row in range(0, queries * batch.group, ROWS)
     }
@@ -118,6 +122,14 @@ def assert_whole(batch: Batch, found: list[tuple[int, ...]]) -> None:
 def test_every_unit_of_every_tile_is_done_once(program: Path) -> None:
     """Whatever the batch, nothing is left out, done twice or joined with another's."""
     batches = [draw(seed) for seed in range(400)]
+    for batch, found in zip(batches, segments(program, batches), strict=True):
+        assert_whole(batch, found)
+
+
+@pytest.mark.parametrize(("above", "up_to"), [(0, 16), (16, 64), (64, UNBOUNDED)])
+def test_other_sequences_are_left_to_other_launches(program: Path, above: int, up_to: int) -> None:
+    """A launch does its own sequences, as if there were no others."""
+    batches = [replace(draw(seed), above=above, up_to=up_to) for seed in range(100)]
     for batch, found in zip(batches, segments(program, batches), strict=True):
         assert_whole(batch, found)
 

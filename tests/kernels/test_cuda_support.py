@@ -46,14 +46,31 @@ def test_prefill_is_served(dim: int, value_dim: int) -> None:
     assert cuda_support.refuses(replace(asked, dtype=torch.float16, page_size=48)) == []
 
 
+@pytest.mark.parametrize("cache", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_prefill_over_fp8_is_served(cache: torch.dtype, page_size: int | None) -> None:
+    """Many queries over fp8 keys, in pages or dense."""
+    asked = replace(DECODE, queries=512, cache_dtype=cache, page_size=page_size)
+    assert cuda_support.refuses(asked) == []
+    (why,) = cuda_support.refuses(replace(asked, head_dim=72))
+    assert "multiples of 16" in why
+
+
+def test_deterministic_asks_for_both_kernels() -> None:
+    """A batch's short sequences take the kernel that they take alone, so that must be there."""
+    asked = replace(DECODE, queries=512, deterministic=True)
+    assert cuda_support.refuses(asked) == []
+    (why,) = cuda_support.refuses(replace(asked, head_dim=72))
+    assert "72 is not one of" in why
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"dtype": torch.float32}, "only bfloat16 and float16"),
         ({"head_dim": 100}, "multiples of 8"),
         ({"head_dim": 512}, "up to 256"),
-        ({"cache_dtype": torch.float8_e4m3fn}, "over fp8 keys"),
-        ({"deterministic": True}, "the same bits in every batch"),
+        ({"value_dim": 260}, "multiples of 8"),
     ],
 )
 def test_prefill_that_is_not_compiled_is_refused(changes: dict[str, object], reason: str) -> None:

@@ -47,6 +47,14 @@ def test_drawn_case(seed: int) -> None:
         AttentionCase((400, 1, 90), (400, 2000, 1000), 8, 2, 256, dtype=torch.bfloat16),
         AttentionCase((300, 500), (900, 700), 8, 1, 128, dtype=torch.bfloat16, page_size=16,
                       window=(128, -1), sinks=True, softcap=30.0),
+        AttentionCase((600, 90), (600, 1300), 16, 4, 64, dtype=torch.bfloat16, page_size=16,
+                      cache_dtype=torch.float8_e4m3fn),
+        AttentionCase((300, 1, 2), (900, 3000, 40), 16, 4, 128, dtype=torch.float16, page_size=32,
+                      cache_dtype=torch.float8_e5m2),
+        AttentionCase((200,), (1000,), 8, 2, 256, dtype=torch.bfloat16, page_size=16,
+                      cache_dtype=torch.float8_e4m3fn, alibi=True),
+        AttentionCase((513, 1, 1, 3, 1, 0, 70), (700, 5000, 90, 2000, 1, 8, 70), 32, 8, 128,
+                      dtype=torch.bfloat16, page_size=16),
     ],
     ids=str,
 )  # fmt: skip
@@ -94,7 +102,7 @@ def test_a_thousand_runs_give_the_same_bits(queries: int) -> None:
     assert not differs
 
 
-@pytest.mark.parametrize("queries", [1, 150])
+@pytest.mark.parametrize("queries", [1, 6, 12, 150])
 def test_deterministic_ignores_the_rest_of_the_batch(queries: int) -> None:
     """With `deterministic`, a sequence's bits are those it has alone."""
     case = AttentionCase(
@@ -198,6 +206,28 @@ def test_a_warm_up_leaves_nothing_to_compile(queries: int, monkeypatch: pytest.M
     )  # fmt: skip
     assert out.isfinite().all()
     assert compiled == before
+
+
+def test_graph_of_a_mixed_batch_replays() -> None:
+    """Which sequences are short and which long may change from one replay to the next."""
+    case = AttentionCase(
+        (150, 1, 1, 90), (900,) * 4, 16, 4, 128, dtype=torch.bfloat16, page_size=16
+    )
+    given = case.inputs("cuda")
+    out = torch.empty_like(given.q)
+    options = given.options | {"out": out}
+    attention(given.q, given.k, given.v, **options)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attention(given.q, given.k, given.v, **options)
+    given.options["seqused_k"].copy_(torch.tensor([900, 777, 130, 5]).int())
+    given.options["cu_seqlens_q"].copy_(torch.tensor([0, 1, 101, 231, 236]).int())
+    out.fill_(7.0)
+    graph.replay()
+    expected, _ = case.expected(given)
+    torch.testing.assert_close(out[:236].double(), expected[:236], rtol=2e-2, atol=2e-2)
+    assert (out[236:] == 7.0).all()
 
 
 @pytest.mark.parametrize("cache_dtype", [None, *FP8_DTYPES])

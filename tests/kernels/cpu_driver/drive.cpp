@@ -326,7 +326,11 @@ double worst(void (*function)(const float*, float*, int64_t), double (*exact)(do
 }
 
 int functions(const Kernels& kernels) {
-  const Limits& f = *kernels.limits;
+  const auto* named = kernels.limits->functions;  // exp and tanh come first
+  struct {
+    void (*exp)(const float*, float*, int64_t);
+    void (*tanh)(const float*, float*, int64_t);
+  } f{named[0].map, named[1].map};
   const double exp_error = std::max(worst(f.exp, std::exp, -87.0f, 0.0f, 1.7e-38),
                                     worst(f.exp, std::exp, -1.0f, -1e-6f, 0.0));
   const double tanh_error = std::max(worst(f.tanh, std::tanh, -40.0f, 40.0f, 0.0),

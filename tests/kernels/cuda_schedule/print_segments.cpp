@@ -1,5 +1,5 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
-//   grid kv_heads group left fixed cluster sequences (queries keys)...
+//   grid kv_heads group left fixed cluster rows_above rows_up_to sequences (queries keys)...
 // A line for each segment, then one that says "end".
 #define MAINBOARD_LANES 1
 #include <iostream>
@@ -13,7 +13,7 @@ int main() {
   int grid, group, sequences;
   Decode a = {};
   while (std::cin >> grid >> a.kv_heads >> group >> a.left >> a.fixed_pieces >> a.cluster >>
-         sequences) {
+         a.rows_above >> a.rows_up_to >> sequences) {
     std::vector<int> cu_queries = {0}, keys;
     for (int i = 0; i < sequences; ++i) {
       int queries, length;
