@@ -17,16 +17,15 @@ template <class S>
 __device__ void init_latent_barriers(typename S::Control& control) {
   barrier_init(&control.q_full, 1);
   barrier_init(&control.q_empty, S::score_warps);
-  barrier_init(&control.scores_full, kGroupThreads);
-  barrier_init(&control.scores_empty, S::sum_warps);
   for (int i = 0; i < S::stages; ++i) {
     for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
     for (uint64_t& empty : control.empty[i]) barrier_init(&empty, S::sum_warps);
-    barrier_init(&control.rotary_empty[i], S::score_warps);
+    for (uint64_t& full : control.weights_full[i]) barrier_init(&full, kGroupThreads);
+    barrier_init(&control.weights_empty[i], S::sum_warps);
   }
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
-    barrier_init(&control.segment_empty[i], S::score_warps + S::sum_warps);
+    barrier_init(&control.segment_empty[i], S::score_warps + S::sum_warps + S::key_warps);
   }
   barrier_init_fence();
 }
@@ -54,7 +53,12 @@ __global__ void __launch_bounds__(S::threads, 1)
     Summer<S>(a, shared, control, group - 1).run();
   } else {
     give_registers<S::copy_registers>();
-    if (threadIdx.x % kGroupThreads < 32) Copier<S>(a, shared, control).run();
+    const int warp = uniform(threadIdx.x % kGroupThreads / 32);
+    if (warp == 0) {
+      announce_segments<S>(a, shared, control);
+    } else {
+      KeyCopier<S>(a, shared, control, warp - 1).run();
+    }
   }
 }
 

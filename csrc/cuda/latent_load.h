@@ -1,36 +1,66 @@
-// The warp of the latent decode kernel that walks the block's stretch, tells the others of its
-// segments, and copies queries and keys.
+// The warpgroup of the latent decode kernel that copies. Its first warp walks the block's stretch,
+// tells the others of its segments and copies queries; the other three copy three of a unit's nine
+// panels each, because one thread has no time for all of a unit's boxes.
 #pragma once
 
 #include "csrc/cuda/latent_shape.h"
 
 namespace mainboard::cuda {
 
+// Announces the block's segments and copies their queries, but for the rotary panel. Rows past the
+// sequence's last may be another's: what becomes of them is not written.
 template <class S>
-class Copier {
+__device__ void announce_segments(const LatentDecode& a, uint32_t shared,
+                                  typename S::Control& control) {
+  const int lane = threadIdx.x % 32;
+  LatentWalker<S::unit_keys> walk(a, lane);
+  for (int number = 0;; ++number) {
+    const LatentSegment s = walk.next();
+    barrier_wait(&control.segment_empty[number % 2], number / 2 % 2 ^ 1);
+    if (lane == 0) {
+      control.segments[number % 2] = s;
+      barrier_arrive(&control.segment_full[number % 2]);
+    }
+    if (s.pieces == 0) return;
+    barrier_wait(&control.q_empty, number % 2 ^ 1);
+    if (lane == 0) barrier_arrive_expecting(&control.q_full, S::value_panels * S::panel_bytes);
+    __syncwarp();
+    if (lane < S::value_panels) {
+      copy_box(shared + lane * S::panel_bytes, &a.queries, &control.q_full, lane * kPanelColumns,
+               s.first_query * static_cast<int>(a.heads.value) + s.row, 0);
+    }
+    __syncwarp();
+  }
+}
+
+// Copies three panels of every unit, box by box: a lane has one box of one of them.
+template <class S>
+class KeyCopier {
  public:
   using Control = typename S::Control;
+  static constexpr int kPanels = 3;
+  static_assert(S::panels == kPanels * S::key_warps);
 
-  __device__ Copier(const LatentDecode& a, uint32_t shared, Control& control)
-      : a_(a), shared_(shared), control_(control), lane_(threadIdx.x % 32) {}
+  __device__ KeyCopier(const LatentDecode& a, uint32_t shared, Control& control, int warp)
+      : a_(a), control_(control), lane_(threadIdx.x % 32) {
+    const int log_boxes = kLogUnit - a_.log_box;  // of a unit
+    box_ = lane_ & ((1 << log_boxes) - 1);
+    panel_ = warp * kPanels + (lane_ >> log_boxes);
+    copies_ = lane_ >> log_boxes < kPanels;
+    part_ = (box_ << a_.log_box) / S::part_keys;
+    to_ = shared + S::keys_at + panel_ * S::panel_bytes + (box_ << a_.log_box) * kPanelRowBytes;
+  }
 
   __device__ void run() {
-    LatentWalker<S::unit_keys> walk(a_, lane_);
-    for (int number = 0;; ++number) {
-      const LatentSegment s = walk.next();
-      barrier_wait(&control_.segment_empty[number % 2], number / 2 % 2 ^ 1);
-      if (lane_ == 0) {
-        control_.segments[number % 2] = s;
-        barrier_arrive(&control_.segment_full[number % 2]);
-      }
-      __syncwarp();
-      if (s.pieces == 0) return;
-      table_ = a_.table + s.index * a_.table_row;
-      keys_ = s.keys;
-      int page = page_of(s.unit);
-      copy_queries(s, number);
-      for (int unit = s.unit; unit < s.unit_end; ++unit) {
-        const int following = unit + 1 < s.unit_end ? page_of(unit + 1) : 0;
+    SegmentReader<S> segments(control_);
+    while (const LatentSegment* s = segments.next()) {
+      table_ = a_.table + s->index * a_.table_row;
+      keys_ = s->keys;
+      int unit = s->unit;
+      const int end = s->unit_end;
+      segments.release();
+      for (int page = page_of(unit); unit < end; ++unit) {
+        const int following = unit + 1 < end ? page_of(unit + 1) : 0;
         copy(unit, page);
         page = following;
       }
@@ -38,92 +68,49 @@ class Copier {
   }
 
  private:
-  // Copies the tile's queries but for their rotary panel. Rows past the sequence's last may be
-  // another's: what becomes of them is not written.
-  __device__ void copy_queries(const LatentSegment& s, int number) const {
-    barrier_wait(&control_.q_empty, number % 2 ^ 1);
-    if (lane_ == 0) {
-      barrier_arrive_expecting(&control_.q_full, S::value_panels * S::panel_bytes);
-#pragma unroll
-      for (int panel = 0; panel < S::value_panels; ++panel) {
-        copy_box(shared_ + panel * S::panel_bytes, &a_.queries, &control_.q_full,
-                 panel * kPanelColumns, s.first_query * static_cast<int>(a_.heads.value) + s.row,
-                 0);
-      }
-    }
-    __syncwarp();
-  }
+  static constexpr int kLogUnit = 6;
+  static_assert(1 << kLogUnit == S::unit_keys);
 
-  // The page of this lane's box of a unit, and where it begins there.
+  __device__ int first_key(int unit) const { return unit * S::unit_keys + (box_ << a_.log_box); }
+  // The page of this lane's box. Boxes past the last key are left out: the table says nothing of
+  // their pages.
   __device__ int page_of(int unit) const {
-    const int key = unit * S::unit_keys + (lane_ << a_.log_box);
-    const bool used = lane_ < S::unit_keys >> a_.log_box && key < keys_;
-    return used ? table_[a_.page_blocks.divide(key / kBlockKeys)] : 0;
-  }
-  __device__ int row_of(int unit) const {
-    const int block = unit * (S::unit_keys / kBlockKeys) + (lane_ << a_.log_box) / kBlockKeys;
-    const int page_blocks = static_cast<int>(a_.page_blocks.value);
-    return (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
+    const int key = first_key(unit);
+    return key < keys_ ? table_[a_.page_blocks.divide(key / kBlockKeys)] : 0;
   }
 
-  // Copies a unit when its stage is free: the rotary panel, which is free first, then the others,
-  // part by part. Boxes past the last key are left out: the table says nothing of their pages.
   __device__ void copy(int unit, int page) {
     const LatentTurn<S> at(count_++);
-    const int left = max(0, keys_ - unit * S::unit_keys);
-    const int boxes = min(S::unit_keys, left + (1 << a_.log_box) - 1) >> a_.log_box;
-    const int row = row_of(unit);
-    const int bytes = (boxes << a_.log_box) * kPanelRowBytes;
-    const uint32_t to = shared_ + S::keys_at + at.stage * S::panels * S::panel_bytes;
-
-    barrier_wait(&control_.rotary_empty[at.stage], at.parity ^ 1);
-    if (lane_ == 0) barrier_arrive_expecting(&control_.full[at.stage][S::rotary], bytes);
-    __syncwarp();
-    if (lane_ < boxes) copy_box_of(to, at.stage, S::rotary, lane_, row, page);
+    const int key = first_key(unit), block = key / kBlockKeys;
+    const int page_blocks = static_cast<int>(a_.page_blocks.value);
+    const int row = (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
+    const bool used = copies_ && key < keys_;
+    uint64_t* full = &control_.full[at.stage][panel_];
+    const uint32_t to = to_ + at.stage * S::panels * S::panel_bytes;
 #pragma unroll
     for (int part = 0; part < S::parts; ++part) {
       barrier_wait(&control_.empty[at.stage][part], at.parity ^ 1);
       if (part == 0) {
-        if (lane_ < S::value_panels) {
-          barrier_arrive_expecting(&control_.full[at.stage][lane_], bytes);
-        }
+        if (copies_ && box_ == 0) barrier_arrive_expecting(full, bytes_of(unit));
         __syncwarp();
       }
-      copy_part(to, at.stage, part, boxes, row, page);
+      if (used && part_ == part) copy_box(to, &a_.cache, full, panel_ * kPanelColumns, row, page);
     }
     __syncwarp();
   }
-
-  // One thread copies a part's boxes panel by panel; box i's row and page are lane i's.
-  __device__ void copy_part(uint32_t to, int stage, int part, int boxes, int row, int page) const {
-    constexpr int kMostBoxes = S::part_keys / kBlockKeys;
-    const int first = part * S::part_keys >> a_.log_box;
-    const int end = min(boxes, first + (S::part_keys >> a_.log_box));
-    int rows[kMostBoxes], pages[kMostBoxes];
-#pragma unroll
-    for (int i = 0; i < kMostBoxes; ++i) {
-      rows[i] = __shfl_sync(0xffffffffu, row, first + i);
-      pages[i] = __shfl_sync(0xffffffffu, page, first + i);
-    }
-    if (lane_ != 0) return;
-#pragma unroll
-    for (int panel = 0; panel < S::value_panels; ++panel) {
-#pragma unroll
-      for (int i = 0; i < kMostBoxes; ++i) {
-        if (first + i < end) copy_box_of(to, stage, panel, first + i, rows[i], pages[i]);
-      }
-    }
-  }
-
-  __device__ void copy_box_of(uint32_t to, int stage, int panel, int box, int row, int page) const {
-    copy_box(to + panel * S::panel_bytes + (box << a_.log_box) * kPanelRowBytes, &a_.cache,
-             &control_.full[stage][panel], panel * kPanelColumns, row, page);
+  // Of a panel's boxes that are copied.
+  __device__ int bytes_of(int unit) const {
+    const int left = max(0, keys_ - unit * S::unit_keys);
+    const int boxes = min(S::unit_keys, left + (1 << a_.log_box) - 1) >> a_.log_box;
+    return (boxes << a_.log_box) * kPanelRowBytes;
   }
 
   const LatentDecode& a_;
-  const uint32_t shared_;
   Control& control_;
   const int lane_;
+  int box_, panel_, part_;  // of this lane
+  bool copies_;
+  uint32_t to_;
   const int* table_;
   int keys_;       // of the sequence
   int count_ = 0;  // units before the one at hand

@@ -18,27 +18,29 @@ struct Latent {
   static constexpr int groups = 2;  // that sum
   static constexpr int group_columns = dim / groups;
   static constexpr int threads = kGroupThreads * (1 + groups + 1);
-  static constexpr int score_warps = 4, sum_warps = 4 * groups;
+  static constexpr int score_warps = 4, sum_warps = 4 * groups, key_warps = 3;
   // In all what the warpgroups have at the start, 128 each.
-  static constexpr int score_registers = 88, sum_registers = 192, copy_registers = 40;
+  static constexpr int score_registers = 104, sum_registers = 176, copy_registers = 56;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
   static constexpr int rotary = value_panels;  // the panel behind the values
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
   // In shared memory: the queries but for the last panel, which the scoring warpgroup holds in
-  // registers; the stages of keys; a unit's scores; then this.
+  // registers; the stages of keys; the weights of each stage's keys; then this.
   struct Control {
     uint64_t q_full, q_empty;
-    uint64_t full[stages][panels], rotary_empty[stages], empty[stages][parts];
-    uint64_t scores_full, scores_empty;
+    uint64_t full[stages][panels], empty[stages][parts];
+    uint64_t weights_full[stages][parts], weights_empty[stages];
     uint64_t segment_full[2], segment_empty[2];
     LatentSegment segments[2];
+    float shrink[stages][rows];       // what a unit makes of the sums before it
+    float2 statistics[stages][rows];  // at a segment's end: reference and total
     bool is_last;
   };
   static constexpr int keys_at = value_panels * panel_bytes;
-  static constexpr int scores_at = keys_at + stages * panels * panel_bytes;
-  static constexpr int control_at = scores_at + rows * unit_keys * 4;
+  static constexpr int weights_at = keys_at + stages * panels * panel_bytes;
+  static constexpr int control_at = weights_at + stages * panel_bytes;
   static constexpr int shared_bytes = control_at + static_cast<int>(sizeof(Control));
   static_assert(shared_bytes <= 227 << 10);
 };
@@ -67,10 +69,11 @@ __device__ inline void release_warp(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
-// Where four of a thread's scores are, for it to hand over or to take.
+// Where a thread's weights of 16 keys are, for it to hand over or to take.
 template <class S>
-__device__ uint32_t scores_of(uint32_t shared, int i) {
-  return shared + S::scores_at + (i * kGroupThreads + threadIdx.x % kGroupThreads) * 16;
+__device__ uint32_t weights_of(uint32_t shared, int stage, int step) {
+  return shared + S::weights_at + stage * S::panel_bytes + step * kGroupThreads * 16 +
+         threadIdx.x % kGroupThreads * 16;
 }
 
 // Where the unit of a block's `count` is in the ring, and its phase's parity.
