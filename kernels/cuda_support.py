@@ -42,6 +42,8 @@ def _refuses_attention(request: Request) -> list[str]:
     reasons = _refuses_decode(request) if few else _refuses_prefill(request)
     if request.dtype not in QUERY_DTYPES:
         reasons.insert(0, "only bfloat16 and float16 queries are compiled")
+    if not request.aligned:
+        reasons.append("rows of keys or values that do not begin at multiples of 16 bytes")
     return reasons
 
 

@@ -98,6 +98,12 @@ class Route:
         return there
 
 
+def _aligned(k: Tensor, v: Tensor) -> bool:
+    """Whether every row of keys and values begins at a multiple of 16 bytes."""
+    steps = k.stride(0) | k.stride(1) | k.stride(-2) | v.stride(0) | v.stride(1) | v.stride(-2)
+    return (steps * k.element_size() | k.data_ptr() | v.data_ptr()) % 16 == 0
+
+
 def _attention_key(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor | None, seqused_k: Tensor | None, block_table: Tensor | None,
@@ -109,7 +115,7 @@ def _attention_key(
         q.device, q.dtype, k.dtype, q.shape[-1], v.shape[-1], q.shape[-2], k.shape[-2],
         None if block_table is None else k.shape[1], rounded(max_seqlen_q),
         window_left >= 0 or window_right >= 0, softcap > 0.0, alibi_slopes is not None,
-        sinks is not None, deterministic,
+        sinks is not None, deterministic, _aligned(k, v),
     )  # fmt: skip
 
 
@@ -117,11 +123,11 @@ def _attention_request(
     device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int,
     value_dim: int, heads: int, kv_heads: int, page_size: int | None, queries: int, *more: bool,
 ) -> Request:  # fmt: skip
-    *features, deterministic = more
+    *features, deterministic, aligned = more
     return Request(
         "attention", device.type, dtype, cache_dtype, head_dim, page_size,
         frozenset(name for name, has in zip(FEATURES, features, strict=True) if has),
-        value_dim, heads, kv_heads, queries, deterministic, device.index or 0,
+        value_dim, heads, kv_heads, queries, deterministic, device.index or 0, aligned,
     )  # fmt: skip
 
 

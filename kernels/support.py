@@ -45,6 +45,7 @@ class Request:
     queries: int = 1  # of the longest sequence; above 16, rounded up to a power of two
     deterministic: bool = False
     device_index: int = 0
+    aligned: bool = True  # every row of keys and values begins at a multiple of 16 bytes
 
 
 @dataclass(frozen=True)

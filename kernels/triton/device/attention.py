@@ -207,6 +207,9 @@ def attention_kernel(
     LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N * PAD >= 16384 else BLOCK_N
     CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
     ALIBI: tl.constexpr = SLOPES is not None
+    # Inductor passes Python's numbers as float64.
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
     # The largest product is the largest score.
     PLAIN: tl.constexpr = POSITIVE and not SOFTCAP and SLOPES is None and K_SCALE is None
     if ALIKE:

@@ -20,7 +20,7 @@ def combine_kernel(
     if token >= tl.load(CU_Q + batch):
         return  # padding behind the last sequence
     split = tl.arange(0, SPLITS_PAD)
-    step = tokens.to(tl.int64) * heads
+    step = tl.cast(tokens, tl.int64) * heads
     lse = tl.load(PART_LSE + split * step + row, mask=split < SPLITS, other=float("-inf"))
     most = tl.max(lse, 0)
     weight = tl.math.exp2(lse - tl.where(most == float("-inf"), 0.0, most))

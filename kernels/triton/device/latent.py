@@ -164,7 +164,7 @@ def latent_kernel(
     if ROTARY > 0:
         in_rotary = live[:, None] & (rotary_col < ROTARY)[None, :]
         q_rotary = tl.load(q_row + LATENT + rotary_col[None, :], mask=in_rotary, other=0.0)
-    scale *= LOG2E
+    scale = tl.cast(scale, tl.float32) * LOG2E  # Inductor passes Python's numbers as float64
     if SCALE is not None:
         scale *= tl.load(SCALE)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
