@@ -24,7 +24,8 @@ from mainboard.testing.attention_cases import check_case
 from mainboard.testing.attention_list import REQUIRED
 for dtype in FNUZ_DTYPES:
     check_case(dataclasses.replace(REQUIRED["float8_e5m2 cache"], cache_dtype=dtype))
-checked = [name for name, case in REQUIRED.items() if case.dtype is not torch.bfloat16]
+skipped = torch.bfloat16, torch.int8  # too much for NumPy; for the CPU's own kernels alone
+checked = [name for name, case in REQUIRED.items() if not {case.dtype, case.cache_dtype} & {*skipped}]
 for name in checked:
     check_case(REQUIRED[name])
 print(len(checked))
