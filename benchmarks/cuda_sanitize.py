@@ -66,6 +66,10 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
             case = replace(base, queries=queries, keys=keys, heads=4 * kv_heads, kv_heads=kv_heads)
             yield case
             yield replace(case, cache_dtype=E4M3, scaled_cache=True, page_size=32)
+        # Prefill, with decode beside it.
+        long = replace(base, queries=(40, 200, 3), keys=(300, 700, 31))
+        yield long
+        yield replace(long, cache_dtype=E4M3, scaled_cache=True, page_size=32)
         yield replace(base, queries=(4, 1), keys=(900, 40), deterministic=True)
         yield replace(base, queries=(4, 1), keys=(900, 40), page_size=None, window=(30, 4),
                       softcap=20.0, alibi=True, sinks=True, causal=False)  # fmt: skip
