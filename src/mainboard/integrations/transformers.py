@@ -41,7 +41,8 @@ INSTEAD = 'use attn_implementation="eager" or "sdpa" for this'
 # tokens. One that takes more may attend to something else, whose padding is not its own.
 _SELF_ATTENTION_ARGUMENTS = frozenset(
     {
-        *("self", "hidden_states", "attention_mask", "past_key_values", "layer_past", "use_cache"),
+        *("self", "hidden_states", "attention_mask", "use_cache"),
+        *("cache", "past_key_values", "layer_past"),  # a cache, by the names of several releases
         *("position_ids", "position_embeddings", "relative_position_embeddings", "freqs_ci"),
         *("cu_seqlens", "max_seqlen", "output_attentions", "layer_idx", "kwargs"),
     }
