@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -188,11 +189,16 @@ def _main(name: str, arguments: str) -> None:
     os.dup2(2, 1)
     if name not in __all__:
         raise SystemExit(f"no function {name!r}")
-    answer = globals()[name](*json.loads(arguments))
-    print(json.dumps(answer), file=channel, flush=True)
-    # A runtime's threads may keep an interpreter from ending; the answer is given.
+    status = 1
+    try:
+        answer = globals()[name](*json.loads(arguments))
+        print(json.dumps(answer), file=channel, flush=True)
+        status = 0
+    except BaseException:  # noqa: BLE001 - foreign code; its last line is the finding
+        traceback.print_exc()
+    # A runtime's threads may keep an interpreter from ending, or end it with words of their own.
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":
