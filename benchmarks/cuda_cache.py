@@ -11,37 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from cuda_decode import BF16, E4M3, graph_microseconds
 
 from mainboard.kernels import cuda_support  # noqa: F401  declares torch.ops.mainboard_cuda
 
 ROTATED_BYTES = 300 << 20
 HEADS, DIM, PAGE = 8, 128, 16
-BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 Calls = list[Callable[[], Any]]
 Line = tuple[str, int, Calls, Calls]  # what, bytes moved by each call, the calls, plain copies
-
-
-def graph_microseconds(calls: Calls) -> float:
-    """Time of one call in a graph that goes round all of them several times."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    repeats = max(1, 48 // len(calls))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            for call in calls:
-                call()
-    times = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / (repeats * len(calls)))
-    return sorted(times)[2]
 
 
 def plain_copies(moved: int) -> Calls:
@@ -165,7 +143,9 @@ def main() -> None:
         print(library.loaded("cuda").reason)
     results: list[dict[str, Any]] = []
     for what, moved, calls, plain in lines():
-        us, plain_us = graph_microseconds(calls), graph_microseconds(plain)
+        us, plain_us = (
+            graph_microseconds(each, max(1, 48 // len(each))) for each in (calls, plain)
+        )
         results.append({"what": what, "us": us, "bytes": moved, "copy_us": plain_us})
         print(
             f"{what:55} {us:9.1f} us {moved / us / 1e3:6.0f} GB/s   copy {plain_us:9.1f} us "

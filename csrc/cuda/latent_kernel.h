@@ -3,7 +3,7 @@
 //
 // A block holds 64 rows of queries x heads and two stages of 64 keys. One warpgroup makes weights
 // of queries and keys; two sum the values, half of the columns each, which no single one has the
-// registers for; one warp copies. They meet at barriers in shared memory only: so the matrix units
+// registers for; three warps copy. They meet at barriers in shared memory only: so the matrix units
 // have a unit's values to multiply while the next one's keys are on their way.
 #pragma once
 

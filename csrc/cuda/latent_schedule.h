@@ -75,12 +75,8 @@ class LatentWalker {
   }
 
  private:
-  static constexpr int kCutCost = 6;  // positions: about what it costs to cut a tile
-#ifndef LEAST_SHARE
-#define LEAST_SHARE 2
-#endif
-  static constexpr int kLeastShare =
-      LEAST_SHARE;  // positions: fewer cost more to join than they save
+  static constexpr int kCutCost = 6;     // positions: about what it costs to cut a tile
+  static constexpr int kLeastShare = 2;  // positions: fewer cost more to join than they save
 
   // One sequence's lengths and what follows from them.
   struct Sequence {
