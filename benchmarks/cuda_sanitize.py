@@ -1,9 +1,9 @@
 """Run compute-sanitizer's four tools over a short list of the compiled CUDA operators' cases.
 
-`python benchmarks/cuda_sanitize.py [--library FILE] [--dims N ...] [--tools T ...]`: the tools run
-side by side, and the script fails unless each of them finds nothing. The list takes every kernel
-that a head dimension has, and every way in which their blocks work together; `cuda_decode.py
---check` compares the results.
+`python benchmarks/cuda_sanitize.py [--library FILE] [--parts P ...] [--dims N ...] [--tools T ...]`:
+the tools run side by side, and the script fails unless each of them finds nothing. The list takes
+every kernel that a head dimension has, and every way in which their blocks work together;
+`cuda_decode.py --check` and `cuda_latent.py --check` compare the results.
 """
 
 import argparse
@@ -22,12 +22,15 @@ TOOLS = {
     "synccheck": ["--kernel-name-exclude", "kns=at::"],
 }
 CLEAN = re.compile(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed")
-SECONDS = 300
 
 
-def run_cases(library: str | None, dims: list[int]) -> None:
+PARTS = ("attention", "latent", "memory")
+
+
+def run_cases(library: str | None, dims: list[int], parts: list[str]) -> None:
     """Every case once; what it computes is checked elsewhere."""
     import cuda_decode
+    import cuda_latent
     import torch
 
     if library:
@@ -37,11 +40,18 @@ def run_cases(library: str | None, dims: list[int]) -> None:
 
         print(installed.loaded("cuda").reason)
     count = 0
-    for case in short_list(dims):
+    for case in short_list(dims) if "attention" in parts else ():
         call, _ = cuda_decode.arguments(case, "cuda")
         torch.ops.mainboard_cuda.attention(*call)
         count += 1
-    move_memory()
+    for case in short_latent_list() if "latent" in parts else ():
+        given = case.inputs("cuda")
+        torch.ops.mainboard_cuda.mla_decode(
+            *cuda_latent.arguments(case, given, case.dtype, torch.float32)
+        )
+        count += 1
+    if "memory" in parts:
+        move_memory()
     torch.cuda.synchronize()
     print(f"{count} cases")
 
@@ -76,6 +86,17 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
     torch.cuda.synchronize()
 
 
+def short_latent_list() -> Iterator["cuda_decode.AttentionCase"]:  # noqa: F821
+    """Cases for the latent kernel: tiles in one piece, in a few, and joined in groups."""
+    from cuda_decode import BF16, AttentionCase
+
+    base = AttentionCase((1,), (150,), 16, 1, 576, 512, dtype=BF16, page_size=16)
+    yield replace(base, queries=(2, 1, 1), keys=(150, 0, 1))
+    yield replace(base, keys=(2200,), page_size=64)
+    yield replace(base, keys=(400,), heads=128, page_size=64)
+    yield replace(base, keys=(1100,), heads=128, deterministic=True)
+
+
 def move_memory() -> None:
     """The operators that only move memory, on sizes that fill no block."""
     import torch
@@ -94,6 +115,9 @@ def move_memory() -> None:
         lse[0, 0, 3] = float("-inf")
         out, out_lse = torch.empty_like(key), torch.empty_like(lse[0])
         operators.merge_attention_states(out, out_lse, key, lse[0], value, lse[1])
+    latent, rotary = (torch.randn(45, n, device="cuda").bfloat16() for n in (512, 64))
+    cache = torch.zeros(4, 16, 576, dtype=torch.bfloat16, device="cuda")
+    operators.concat_and_cache_mla(latent, rotary, cache, slots, None)
 
 
 def start(tool: str, arguments: list[str]) -> subprocess.Popen[str]:
@@ -117,23 +141,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", action="store_true", help="only run the cases, under no tool")
     parser.add_argument("--library", help="a library to load instead of the installed one")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dims", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--tools", nargs="*", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--seconds", type=int, default=300, help="that a tool may take")
     parser.add_argument("--lines", type=int, default=12, help="what to show of a tool's report")
     options = parser.parse_args()
     if options.cases:
-        run_cases(options.library, options.dims)
+        run_cases(options.library, options.dims, options.parts)
         return
-    arguments = ["--dims", *map(str, options.dims)]
+    arguments = ["--parts", *options.parts, "--dims", *map(str, options.dims)]
     arguments += ["--library", options.library] if options.library else []
     running = {tool: start(tool, arguments) for tool in options.tools}
     unclean = []
     for tool, process in running.items():
         try:
-            report, _ = process.communicate(timeout=SECONDS)
+            report, _ = process.communicate(timeout=options.seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            report = f"killed after {SECONDS} s"
+            report = f"killed after {options.seconds} s"
         clean = process.returncode == 0 and CLEAN.search(report) is not None
         if not clean:
             unclean.append(tool)

@@ -8,6 +8,7 @@
 #include "csrc/cuda/decode.h"
 #include "csrc/cuda/prefill_launch.h"
 #include "csrc/cuda/runtime.h"
+#include "csrc/cuda/workspace.h"
 
 namespace mainboard::cuda {
 namespace {
@@ -79,31 +80,12 @@ Decode describe(const AttentionCall& call) {
   return a;
 }
 
-// More pieces than there can be: each sequence's last tile may be partly full.
+// More pieces than there can be, where they are fixed: each sequence's last tile may be partly
+// full.
 int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
+  if (!a.fixed_pieces) return 0;
   const int64_t tiles = a.sequences + (a.rows_up_to <= rows ? 0 : tokens * a.group.value / rows);
   return tiles * a.kv_heads * kMostPieces;
-}
-
-// Allocates what the blocks share, with counters that are zero.
-Tensor lay_out(Decode* a, const OnDevice& device, int grid, int64_t tokens, int64_t dim, int rows) {
-  const bool fixed = a->fixed_pieces != 0;
-  const int64_t slots = fixed ? most_fixed_pieces(*a, tokens, rows) : 2 * int64_t{grid};
-  Workspace& w = a->workspace;
-  w.rows = slots * a->slot_rows;
-  const int64_t sums = w.rows * dim, statistics = 2 * 2 * w.rows;
-  Tensor memory = device.allocate(sums + statistics + (fixed ? slots : 0));
-  w.sums = memory.data<float>();
-  w.statistics = reinterpret_cast<float2*>(w.sums + sums);
-  if (fixed) {
-    w.counters = reinterpret_cast<int*>(w.sums + sums + statistics);
-    check_cuda(cudaMemsetAsync(w.counters, 0, slots * sizeof(int), device.stream()),
-               "cudaMemsetAsync");
-  } else {
-    require(3 * grid <= OnDevice::kCounters, "the device has more multiprocessors than expected");
-    w.counters = device.counters();
-  }
-  return memory;
 }
 
 // log2 of the blocks in a cluster, if each tile there can be may have a cluster of its own and that
@@ -133,7 +115,8 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
   }
   const int tile_rows = kernel.row_tiles * kTileRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
-  const Tensor workspace = lay_out(&a, device, grid, tokens, dim, tile_rows);
+  const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens, tile_rows),
+                                              a.slot_rows, dim, &a.workspace);
   void* arguments[] = {&a};
   launch_in_clusters(device, kernel, grid, 1 << a.cluster, arguments);
 }

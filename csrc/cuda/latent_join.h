@@ -21,12 +21,12 @@ class LatentJoin {
     if (s.pieces > kGroupPieces) {
       step = kGroupPieces;
       const int first = s.piece / step * step, count = min(step, s.pieces - first);
-      if (!is_last(s.slot(first), count)) return;
+      if (!is_last(s.own_slot(first), count)) return;
       gather(s, first, 1, count, false);
       sync();
     }
     const int count = ceil_div(s.pieces, step);
-    if (is_last(s.counter, count)) gather(s, 0, step, count, true);
+    if (is_last(s.own_counter(), count)) gather(s, 0, step, count, true);
   }
 
  private:
@@ -80,7 +80,7 @@ class LatentJoin {
         Quad own[kAtOnce][pieces];
 #pragma unroll
         for (int j = 0; j < pieces; ++j) {
-          const int slot = s.slot(first + min(piece + j, count - 1) * step);
+          const int slot = s.own_slot(first + min(piece + j, count - 1) * step);
 #pragma unroll
           for (int k = 0; k < kAtOnce; ++k) {
             const int i = begin + k * kThreads;
@@ -128,7 +128,7 @@ class LatentJoin {
   __device__ void keep(const LatentSegment& s, int i, int first, const Quad& x, bool whole) const {
     const int row = i / kQuads, quad = i % kQuads;
     if (whole) return write(s, row, quad, x);
-    const int64_t at = int64_t{s.slot(first)} * a_.slot_rows + row;
+    const int64_t at = int64_t{s.own_slot(first)} * a_.slot_rows + row;
     __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, x.sums);
     if (quad == 0) __stcg(a_.workspace.statistics + a_.workspace.rows + at, x.statistics);
   }

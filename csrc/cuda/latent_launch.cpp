@@ -8,6 +8,7 @@
 #include "csrc/cuda/latent.h"
 #include "csrc/cuda/runtime.h"
 #include "csrc/cuda/tensor_map.h"
+#include "csrc/cuda/workspace.h"
 
 namespace mainboard::cuda {
 namespace {
@@ -92,27 +93,11 @@ LatentDecode describe(const LatentCall& call) {
   return a;
 }
 
-// Allocates what the blocks share, with counters that are zero.
-Tensor lay_out(LatentDecode* a, const OnDevice& device, int grid, int64_t tokens) {
-  const bool fixed = a->fixed_pieces != 0;
-  // More than there can be: each sequence's last tiles may be partly full, or none.
-  const int64_t tiles = tokens * a->heads.value / kLatentRows + a->sequences * a->abreast;
-  const int64_t slots = fixed ? tiles * kMostPieces : 2 * int64_t{grid};
-  Workspace& w = a->workspace;
-  w.rows = slots * a->slot_rows;
-  const int64_t sums = w.rows * kValueDim, statistics = 2 * 2 * w.rows;
-  Tensor memory = device.allocate(sums + statistics + (fixed ? slots : 0));
-  w.sums = memory.data<float>();
-  w.statistics = reinterpret_cast<float2*>(w.sums + sums);
-  if (fixed) {
-    w.counters = reinterpret_cast<int*>(w.sums + sums + statistics);
-    check_cuda(cudaMemsetAsync(w.counters, 0, slots * sizeof(int), device.stream()),
-               "cudaMemsetAsync");
-  } else {
-    require(3 * grid <= OnDevice::kCounters, "the device has more multiprocessors than expected");
-    w.counters = device.counters();
-  }
-  return memory;
+// More pieces than there can be, where they are fixed: each sequence's last tiles may be partly
+// full, or none.
+int64_t most_fixed_pieces(const LatentDecode& a, int64_t tokens) {
+  if (!a.fixed_pieces) return 0;
+  return (tokens * a.heads.value / kLatentRows + a.sequences * a.abreast) * kMostPieces;
 }
 
 }  // namespace
@@ -134,7 +119,8 @@ void attend_latent(const LatentCall& call) {
   a.abreast = abreast_for((rows + kLatentRows - 1) / kLatentRows);
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, kLatentRows));
   const int grid = device.multiprocessors() / a.abreast * a.abreast;
-  const Tensor workspace = lay_out(&a, device, grid, tokens);
+  const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens),
+                                              a.slot_rows, kValueDim, &a.workspace);
   void* arguments[] = {&a};
   device.launch(grid, kernel->threads, kernel->shared_bytes, kernel->function, arguments);
 }

@@ -145,7 +145,7 @@ class Summer {
       if (s.pieces == 1) {
         write_row(place, r, column);
       } else {
-        const int64_t at = int64_t{s.slot(s.piece)} * a_.slot_rows + row(r);
+        const int64_t at = int64_t{s.own_slot(s.piece)} * a_.slot_rows + row(r);
         float* to = a_.workspace.sums + at * S::dim + column;
 #pragma unroll
         for (int i = 0; i < S::group_columns / 8; ++i) {

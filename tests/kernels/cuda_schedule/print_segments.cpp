@@ -1,41 +1,86 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
-//   grid kv_heads group left fixed cluster rows_above rows_up_to sequences (queries keys)...
+//   decode grid kv_heads group left fixed cluster rows_above rows_up_to lengths
+//   latent grid abreast heads fixed lengths
+// where lengths are: sequences (queries keys)...
 // A line for each segment, then one that says "end".
 #define MAINBOARD_LANES 1
 #include <iostream>
+#include <string>
 #include <vector>
 
 #include "csrc/cuda/decode_schedule.h"
+#include "csrc/cuda/latent_schedule.h"
 
 using namespace mainboard::cuda;
 
-int main() {
-  int grid, group, sequences;
-  Decode a = {};
-  while (std::cin >> grid >> a.kv_heads >> group >> a.left >> a.fixed_pieces >> a.cluster >>
-         a.rows_above >> a.rows_up_to >> sequences) {
-    std::vector<int> cu_queries = {0}, keys;
-    for (int i = 0; i < sequences; ++i) {
+namespace {
+
+struct Lengths {
+  std::vector<int> cu_queries = {0}, keys;
+
+  template <class Call>
+  void read(Call* a) {
+    std::cin >> a->sequences;
+    for (int i = 0; i < a->sequences; ++i) {
       int queries, length;
       std::cin >> queries >> length;
       cu_queries.push_back(cu_queries.back() + queries);
       keys.push_back(length);
     }
-    a.group = Divisor(static_cast<uint32_t>(group));
-    a.cu_queries = cu_queries.data();
-    a.used_keys = keys.data();
-    a.sequences = sequences;
-    gridDim.x = static_cast<unsigned>(grid);
-    for (int block = 0; block < grid; ++block) {
-      blockIdx.x = static_cast<unsigned>(block);
-      for (Walker<16, 64> walk(a, 0); !walk.done(); walk.advance()) {
-        const Segment s = walk.segment();
-        std::cout << block << ' ' << s.index << ' ' << s.head << ' ' << s.row << ' ' << s.unit
-                  << ' ' << s.unit_end << ' ' << s.sequence.units << ' ' << s.pieces << ' '
-                  << s.piece << ' ' << (walk.clustered() ? -1 : s.slot(s.piece)) << ' '
-                  << (walk.clustered() ? -1 : s.counter) << '\n';
-      }
+    a->cu_queries = cu_queries.data();
+    a->used_keys = keys.data();
+  }
+};
+
+Divisor read_divisor() {
+  int divisor;
+  std::cin >> divisor;
+  return Divisor(static_cast<uint32_t>(divisor));
+}
+
+void print(const Pieces& s, int index, int head, int row, int unit, int end, int slot,
+           int counter) {
+  std::cout << blockIdx.x << ' ' << index << ' ' << head << ' ' << row << ' ' << unit << ' ' << end
+            << ' ' << s.pieces << ' ' << s.piece << ' ' << slot << ' ' << counter << '\n';
+}
+
+void print_decode() {
+  Decode a = {};
+  std::cin >> gridDim.x >> a.kv_heads;
+  a.group = read_divisor();
+  std::cin >> a.left >> a.fixed_pieces >> a.cluster >> a.rows_above >> a.rows_up_to;
+  Lengths lengths;
+  lengths.read(&a);
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    for (Walker<16, 64> walk(a, 0); !walk.done(); walk.advance()) {
+      const Segment s = walk.segment();
+      print(s, s.index, s.head, s.row, s.unit, s.unit_end, walk.clustered() ? -1 : s.slot(s.piece),
+            walk.clustered() ? -1 : s.counter);
     }
+  }
+}
+
+void print_latent() {
+  LatentDecode a = {};
+  std::cin >> gridDim.x >> a.abreast;
+  a.heads = read_divisor();
+  std::cin >> a.fixed_pieces;
+  Lengths lengths;
+  lengths.read(&a);
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    LatentWalker<64> walk(a, 0);
+    for (LatentSegment s = walk.next(); s.pieces > 0; s = walk.next()) {
+      print(s, s.index, 0, s.row, s.unit, s.unit_end, s.own_slot(s.piece), s.own_counter());
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (std::string kernel; std::cin >> kernel;) {
+    if (kernel == "decode") print_decode();
+    if (kernel == "latent") print_latent();
     std::cout << "end\n";
   }
 }
