@@ -110,12 +110,13 @@ def _attention_key(
     max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float, causal: bool, window_left: int,
     window_right: int, softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None,
     k_scale: Tensor | None, v_scale: Tensor | None, deterministic: bool,
+    causal_flags: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         q.device, q.dtype, k.dtype, q.shape[-1], v.shape[-1], q.shape[-2], k.shape[-2],
         None if block_table is None else k.shape[1], rounded(max_seqlen_q),
         window_left >= 0 or window_right >= 0, softcap > 0.0, alibi_slopes is not None,
-        sinks is not None, deterministic, _aligned(k, v),
+        sinks is not None, causal_flags is not None, deterministic, _aligned(k, v),
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def attention(
     max_seqlen_q: int,
     max_seqlen_k: int,
     softmax_scale: float | None = None,
-    causal: bool = True,
+    causal: bool | Tensor = True,
     window: tuple[int, int] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
@@ -94,7 +94,8 @@ def attention(
         max_seqlen_q: an upper bound on the queries of one sequence.
         max_seqlen_k: an upper bound on its keys.
         softmax_scale: 1 / sqrt(head_dim) by default.
-        causal: a query sees keys up to its own position.
+        causal: a query sees keys up to its own position; a bool, or `[sequences]` bool on q's
+            device, one for each sequence.
         window: keys seen to the left and right of a query's position, inclusive; -1 is unbounded.
         softcap: 0 is off.
         alibi_slopes: `[heads]` float32.
@@ -129,10 +130,13 @@ def attention(
     if softmax_scale is None:
         softmax_scale = 1.0 / math.sqrt(q.shape[-1])
     left, right = window
+    flags = None
+    if isinstance(causal, Tensor):
+        flags, causal = causal, False
     arguments = (
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, max_seqlen_q,
         max_seqlen_k, softmax_scale, causal, left, right, softcap, alibi_slopes, sinks, k_scale,
-        v_scale, deterministic,
+        v_scale, deterministic, flags,
     )  # fmt: skip
     try:
         _attention(*arguments)
