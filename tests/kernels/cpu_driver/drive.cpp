@@ -46,8 +46,8 @@ bool read_case(const std::string& line, Case* c) {
   std::istringstream in(line);
   std::string dtype, stored;
   in >> c->name >> dtype >> stored >> c->heads >> c->kv_heads >> c->head_dim >> c->value_dim >>
-      c->page >> c->left >> c->right >> c->softcap >> c->alibi >> c->sinks >>
-      c->scaled >> c->fixed >> c->seed >> c->sequences;
+      c->page >> c->left >> c->right >> c->softcap >> c->alibi >> c->sinks >> c->scaled >>
+      c->fixed >> c->seed >> c->sequences;
   c->queries.resize(c->sequences);
   c->keys.resize(c->sequences);
   c->causal.resize(c->sequences);
