@@ -185,8 +185,8 @@ def test_graph_replays_with_other_lengths() -> None:
     assert (out[4:] == 7.0).all()
 
 
-@pytest.mark.parametrize("queries", [1, 200])
-def test_compile_sees_through_the_triton_operators(queries: int) -> None:
+@pytest.mark.parametrize(("queries", "flagged"), [(1, False), (200, False), (200, True)])
+def test_compile_sees_through_the_triton_operators(queries: int, flagged: bool) -> None:
     """Under torch.compile, in one graph, they give what the operator gives."""
     pytest.importorskip("triton")
     from mainboard.kernels.triton import traced
@@ -198,18 +198,20 @@ def test_compile_sees_through_the_triton_operators(queries: int) -> None:
     begins = torch.arange(batch + 1, device="cuda").int() * queries
     used = torch.tensor([1500, 321, 200], device="cuda").int()
     table = torch.randperm(batch * 94, device="cuda").int().view(batch, 94)
+    flags = torch.tensor([False, True, False], device="cuda") if flagged else None
 
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)
         torch.ops.mainboard_triton.attention(
-            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, True, -1, -1,
-            0.0, None, None, None, None, False,
+            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, not flagged,
+            -1, -1, 0.0, None, None, None, None, False, flags,
         )  # fmt: skip
         return out * 2
 
     expected = 2 * attention(
         q + 1, pages[0], pages[1], cu_seqlens_q=begins, seqused_k=used, block_table=table,
         max_seqlen_q=queries, max_seqlen_k=length, softmax_scale=0.1,
+        causal=True if flags is None else flags,
     )  # fmt: skip
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(q, *pages), expected, rtol=2e-2, atol=2e-2)
