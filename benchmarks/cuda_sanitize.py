@@ -80,6 +80,7 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
         long = replace(base, queries=(40, 200, 3), keys=(300, 700, 31))
         yield long
         yield replace(long, cache_dtype=E4M3, scaled_cache=True, page_size=32)
+        yield replace(long, causal=(True, False, True))
         yield replace(base, queries=(4, 1), keys=(900, 40), deterministic=True)
         yield replace(base, queries=(4, 1), keys=(900, 40), page_size=None, window=(30, 4),
                       softcap=20.0, alibi=True, sinks=True, causal=False)  # fmt: skip

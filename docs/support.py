@@ -26,8 +26,8 @@ each case. `mainboard kernels` shows the same for the machine that it runs on.
 *CPU*, *CUDA* and *HIP* are the compiled libraries, *Triton* the portable kernels, *reference* the \
 plain PyTorch that runs anywhere. A cell speaks of float32, float16 and bfloat16 alike unless it \
 names one. Decode has one query of each sequence here, and prefill 512, both with four query heads \
-to a key head and heads of 128; fp8 caches are paged. *Every option* is a window, a softcap, ALiBi \
-and sinks at once.
+to a key head and heads of 128; fp8 caches are paged. *Every option* is a window, a softcap, \
+ALiBi, sinks and a causal flag for each sequence at once.
 
 The CUDA library and the Triton kernels were run on Hopper, the CPU library on x86-64. What the \
 other columns name is compiled for those devices, and was not run on hardware.

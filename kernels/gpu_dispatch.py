@@ -100,7 +100,8 @@ class Route:
 
 def _aligned(k: Tensor, v: Tensor) -> bool:
     """Whether every row of keys and values begins at a multiple of 16 bytes."""
-    steps = k.stride(0) | k.stride(1) | k.stride(-2) | v.stride(0) | v.stride(1) | v.stride(-2)
+    of_k, of_v = k.stride(), v.stride()
+    steps = of_k[0] | of_k[1] | of_k[-2] | of_v[0] | of_v[1] | of_v[-2]
     return (steps * k.element_size() | k.data_ptr() | v.data_ptr()) % 16 == 0
 
 
@@ -110,12 +111,14 @@ def _attention_key(
     max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float, causal: bool, window_left: int,
     window_right: int, softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None,
     k_scale: Tensor | None, v_scale: Tensor | None, deterministic: bool,
+    causal_flags: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
+    queries, keys = q.shape, k.shape
     return (
-        q.device, q.dtype, k.dtype, q.shape[-1], v.shape[-1], q.shape[-2], k.shape[-2],
-        None if block_table is None else k.shape[1], rounded(max_seqlen_q),
+        q.device, q.dtype, k.dtype, queries[-1], v.shape[-1], queries[-2], keys[-2],
+        None if block_table is None else keys[1], rounded(max_seqlen_q),
         window_left >= 0 or window_right >= 0, softcap > 0.0, alibi_slopes is not None,
-        sinks is not None, deterministic, _aligned(k, v),
+        sinks is not None, causal_flags is not None, deterministic, _aligned(k, v),
     )  # fmt: skip
 
 

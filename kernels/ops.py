@@ -64,7 +64,7 @@ def attention(
     max_seqlen_q: int,
     max_seqlen_k: int,
     softmax_scale: float | None = None,
-    causal: bool = True,
+    causal: bool | Tensor = True,
     window: tuple[int, int] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
@@ -94,7 +94,8 @@ def attention(
         max_seqlen_q: an upper bound on the queries of one sequence.
         max_seqlen_k: an upper bound on its keys.
         softmax_scale: 1 / sqrt(head_dim) by default.
-        causal: a query sees keys up to its own position.
+        causal: a query sees keys up to its own position; a bool, or `[sequences]` bool on q's
+            device, one for each sequence.
         window: keys seen to the left and right of a query's position, inclusive; -1 is unbounded.
         softcap: 0 is off.
         alibi_slopes: `[heads]` float32.
@@ -124,15 +125,19 @@ def attention(
     if _CHECK_VALUES:
         check.lengths(q, k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
     if out is None:
-        out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-    lse = q.new_empty(q.shape[1::-1], dtype=torch.float32) if return_lse else None
+        # Sizes one by one: torch takes twice as long over a tuple of them.
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    lse = q.new_empty(*q.shape[1::-1], dtype=torch.float32) if return_lse else None
     if softmax_scale is None:
         softmax_scale = 1.0 / math.sqrt(q.shape[-1])
     left, right = window
+    flags = None
+    if isinstance(causal, Tensor):
+        flags, causal = causal, False
     arguments = (
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, max_seqlen_q,
         max_seqlen_k, softmax_scale, causal, left, right, softcap, alibi_slopes, sinks, k_scale,
-        v_scale, deterministic,
+        v_scale, deterministic, flags,
     )  # fmt: skip
     try:
         _attention(*arguments)
@@ -316,8 +321,8 @@ def mla_decode(
     if _CHECK_VALUES:
         check.lengths(q, kv_cache, cu_seqlens_q, None, seqused_k, block_table)
     if out is None:
-        out = q.new_empty((*q.shape[:-1], value_dim))
-    lse = q.new_empty(q.shape[1::-1], dtype=torch.float32) if return_lse else None
+        out = q.new_empty(*q.shape[:-1], value_dim)
+    lse = q.new_empty(*q.shape[1::-1], dtype=torch.float32) if return_lse else None
     arguments = (
         q, kv_cache, out, lse, cu_seqlens_q, seqused_k, block_table, max_seqlen_q, max_seqlen_k,
         softmax_scale, causal, _scale(kv_scale, q), deterministic,

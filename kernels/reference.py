@@ -115,11 +115,13 @@ def attention(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     deterministic: bool,
+    causal_flags: Tensor | None = None,
     *,
     precision: torch.dtype = torch.float32,
 ) -> None:
     """Write softmax(scores) v into `out`, and the log of its denominator into `lse`."""
     heads = q.shape[1]
+    flags = None if causal_flags is None else causal_flags.tolist()
     for index, (begin, end) in enumerate(sequence_bounds(cu_seqlens_q)):
         if begin == end:
             continue
@@ -130,7 +132,7 @@ def attention(
             q[begin:end].to(precision),
             keys,
             scale=softmax_scale,
-            causal=causal,
+            causal=causal or (flags is not None and flags[index]),
             window=(window_left, window_right),
             softcap=softcap,
             alibi_slopes=alibi_slopes,

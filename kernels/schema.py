@@ -17,7 +17,7 @@ SCHEMAS = {
         "Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, SymInt max_seqlen_q, "
         "SymInt max_seqlen_k, float softmax_scale, bool causal, int window_left, int window_right, "
         "float softcap, Tensor? alibi_slopes, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, "
-        "bool deterministic) -> ()"
+        "bool deterministic, Tensor? causal_flags=None) -> ()"
     ),
     "reshape_and_cache": (
         "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "

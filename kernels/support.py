@@ -21,7 +21,7 @@ __all__ = ["FEATURES", "Choice", "Implementation", "Request", "choose", "impleme
 # What torch calls the devices of NVIDIA and of AMD alike.
 GPU = "cuda"
 
-FEATURES = ("window", "softcap", "alibi", "sinks")
+FEATURES = ("window", "softcap", "alibi", "sinks", "causal_flags")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,17 @@ def _per_head(name: str, x: Tensor | None, sizes: tuple[int, ...], like: Tensor)
     _like(name, x, like)
 
 
+def _flags(name: str, x: Tensor, batch: int, like: Tensor) -> None:
+    """True or False for each sequence, on the device of `like`."""
+    if x.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {_name(x.dtype)}; expected bool, one for each sequence")
+    if x.dim() != 1 or x.shape[0] != batch:
+        raise _wrong_shape(name, x, f"[{batch}], one for each sequence")
+    if not x.is_contiguous():
+        raise ValueError(f"{name} is not contiguous; call .contiguous()")
+    _like(name, x, like)
+
+
 def _cache_dtype(name: str, x: Tensor, q: Tensor) -> None:
     if x.dtype != q.dtype and x.dtype not in BYTE_DTYPES + FNUZ_DTYPES:
         raise TypeError(
@@ -141,6 +152,7 @@ def attention(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     deterministic: bool,
+    causal_flags: Tensor | None = None,
 ) -> None:
     """Check the arguments of `torch.ops.mainboard.attention`.
 
@@ -177,6 +189,8 @@ def attention(
     _per_head("sinks", sinks, (q.shape[1],), q)
     _per_head("k_scale", k_scale, (1, k.shape[-2]), q)
     _per_head("v_scale", v_scale, (1, k.shape[-2]), q)
+    if causal_flags is not None:
+        _flags("causal", causal_flags, batch, q)
 
 
 def _slots(slot_mapping: Tensor, tokens: int) -> None:

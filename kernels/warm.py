@@ -41,7 +41,8 @@ def warm_up(
         queries: of the longest sequence: 1 for decode, the size of a chunk for prefill.
         batches: numbers of sequences.
         dtype: of queries; by default the keys', or bfloat16 over 8-bit floats.
-        options: what else your calls give to `attention`, such as `window` or `sinks`.
+        options: what else your calls give to `attention`, such as `window` or `sinks`; a tensor of
+            causal flags may have any length.
 
     Returns:
         The seconds it took.
@@ -57,6 +58,8 @@ def warm_up(
         if k.dim() == 4:
             table = zeros(batch, -(-length // k.shape[1]))
             where = {"seqused_k": nothing, "block_table": table}
+        if isinstance(options.get("causal"), Tensor):
+            options["causal"] = nothing.bool()
         attention(
             q, k, v, cu_seqlens_q=nowhere, max_seqlen_q=longest, max_seqlen_k=length, **where,
             **options,

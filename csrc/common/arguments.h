@@ -75,13 +75,17 @@ inline void check_attention_options(int64_t left, int64_t right, double softcap,
                                     int64_t kv_heads, const std::optional<Tensor>& slopes,
                                     const std::optional<Tensor>& sinks,
                                     const std::optional<Tensor>& k_scale,
-                                    const std::optional<Tensor>& v_scale) {
+                                    const std::optional<Tensor>& v_scale, int64_t batch,
+                                    const std::optional<Tensor>& flags) {
   require(left >= -1 && right >= -1, "window is out of range");
   require(softcap >= 0.0, "softcap is out of range");
   require(is_per_head(slopes, heads, heads), "alibi_slopes does not fit");
   require(is_per_head(sinks, heads, heads), "sinks does not fit");
   require(is_per_head(k_scale, 1, kv_heads), "k_scale does not fit");
   require(is_per_head(v_scale, 1, kv_heads), "v_scale does not fit");
+  require(!flags || (flags->dtype() == DType::b8 && is_contiguous_vector(*flags) &&
+                     flags->size(0) == batch),
+          "causal_flags does not fit");
 }
 
 inline void check_reshape_and_cache(const Tensor& key, const Tensor& value, const Tensor& key_cache,

@@ -5,7 +5,7 @@
 
 namespace mainboard {
 
-enum class DType { f32, f16, bf16, e4m3, e5m2, e4m3fnuz, e5m2fnuz, i8, u8, i32, i64 };
+enum class DType { f32, f16, bf16, e4m3, e5m2, e4m3fnuz, e5m2fnuz, i8, u8, b8, i32, i64 };
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
@@ -20,6 +20,7 @@ constexpr int64_t size_of(DType dtype) {
     case DType::e4m3fnuz:
     case DType::e5m2fnuz:
     case DType::u8:
+    case DType::b8:
     case DType::i8:
       return 1;
     case DType::i64:

@@ -49,6 +49,7 @@ int32_t aoti_torch_dtype_float8_e5m2();
 int32_t aoti_torch_dtype_float8_e4m3fnuz();
 int32_t aoti_torch_dtype_float8_e5m2fnuz();
 int32_t aoti_torch_dtype_uint8();
+int32_t aoti_torch_dtype_bool();
 int32_t aoti_torch_dtype_int8();
 int32_t aoti_torch_dtype_int32();
 int32_t aoti_torch_dtype_int64();
@@ -81,6 +82,7 @@ inline DType dtype_from_torch(int32_t code) {
   if (code == aoti_torch_dtype_float8_e4m3fnuz()) return DType::e4m3fnuz;
   if (code == aoti_torch_dtype_float8_e5m2fnuz()) return DType::e5m2fnuz;
   if (code == aoti_torch_dtype_uint8()) return DType::u8;
+  if (code == aoti_torch_dtype_bool()) return DType::b8;
   if (code == aoti_torch_dtype_int8()) return DType::i8;
   if (code == aoti_torch_dtype_int32()) return DType::i32;
   if (code == aoti_torch_dtype_int64()) return DType::i64;

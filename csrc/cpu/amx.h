@@ -64,7 +64,7 @@ struct ScorePlan {
       factors.gain = 2.0f * kLog2e * scale / a.softcap;
     }
     // A peak of products is a peak of scores only where the scale is positive.
-    always_shaped = scale <= 0.0f || (capped && linear) || (linear && a.right > 0);
+    always_shaped = scale <= 0.0f || (capped && linear) || (linear && w.sequence.right > 0);
     if (always_shaped) return;
     score = capped ? Score::capped : linear ? Score::linear : Score::plain;
   }

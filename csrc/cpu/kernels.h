@@ -29,6 +29,7 @@ struct Sequence {
   int64_t key_begin;  // first token in dense k and v
   int64_t keys;
   const int32_t* pages;  // null for dense k and v
+  int64_t right;         // keys seen behind a query's position
 };
 
 constexpr int64_t kUnbounded = int64_t{1} << 40;
@@ -42,10 +43,10 @@ struct Attention {
   int64_t group = 0;  // query heads that one work item takes together; they share a key head
   int64_t head_dim = 0, value_dim = 0;
   float scale = 1.0f, softcap = 0.0f;
-  int64_t left = kUnbounded, right = kUnbounded;  // inclusive window around a query's position
-  const float* alibi_slopes = nullptr;            // [heads]
-  const float* sinks = nullptr;                   // [heads]
-  const float* k_scale = nullptr;                 // [1] or [kv_heads]
+  int64_t left = kUnbounded;            // keys seen before a query's position
+  const float* alibi_slopes = nullptr;  // [heads]
+  const float* sinks = nullptr;         // [heads]
+  const float* k_scale = nullptr;       // [1] or [kv_heads]
   const float* v_scale = nullptr;
   int64_t k_scale_stride = 0, v_scale_stride = 0;
 };

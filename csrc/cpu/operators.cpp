@@ -64,15 +64,15 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const bool causal = in.boolean();
   const int64_t left = in.integer(), right = in.integer();
   a.left = window_side(left);
-  a.right = causal ? 0 : window_side(right);
   const double softcap = in.real();
   a.softcap = static_cast<float>(softcap);
   const auto slopes = in.optional_tensor(), sinks = in.optional_tensor();
   const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
   const bool deterministic = in.boolean();
+  const auto flags = in.optional_tensor();
   check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table, true);
   check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
-                          k_scale, v_scale);
+                          k_scale, v_scale, cu_queries.size(0) - 1, flags);
 
   a.q = token_rows(q);
   a.out = token_rows(out);
@@ -98,6 +98,8 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   batch.cu_queries = cu_queries.data<const int32_t>();
   batch.cu_keys = pointer<int32_t>(cu_keys);
   batch.used_keys = pointer<int32_t>(used_keys);
+  batch.right = causal ? 0 : window_side(right);
+  batch.causal_flags = pointer<bool>(flags);
   if (table) {
     batch.table = table->data<const int32_t>();
     batch.table_stride = table->stride(0);
@@ -119,7 +121,7 @@ void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   in.integer();
   Attention a;
   a.scale = static_cast<float>(in.real());
-  a.right = in.boolean() ? 0 : kUnbounded;
+  const bool causal = in.boolean();
   const auto scale = in.optional_tensor();
   const bool deterministic = in.boolean();
   check_mla_decode(q, cache, out, lse, cu_queries, used_keys, table, scale, true);
@@ -140,6 +142,7 @@ void mla_decode(StableIValue* stack, uint64_t, uint64_t) {
   batch.query_tokens = q.size(0);
   batch.cu_queries = cu_queries.data<const int32_t>();
   batch.used_keys = used_keys.data<const int32_t>();
+  batch.right = causal ? 0 : kUnbounded;
   batch.table = table.data<const int32_t>();
   batch.table_stride = table.stride(0);
   batch.table_width = table.size(1);

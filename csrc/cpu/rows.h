@@ -71,7 +71,7 @@ struct Span {
   int64_t first, last;
 };
 inline Span visible(const Attention& a, const WorkItem& w, int64_t position) {
-  const int64_t first = position - a.left, last = position + a.right;
+  const int64_t first = position - a.left, last = position + w.sequence.right;
   return {first < w.key_begin ? w.key_begin : first, last >= w.key_end ? w.key_end - 1 : last};
 }
 

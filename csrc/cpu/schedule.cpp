@@ -32,7 +32,7 @@ int64_t cost_per_key(const Attention& a, const WorkItem& w) {
 void narrow_keys(const Attention& a, WorkItem* w) {
   const int64_t shift = w->sequence.keys - w->sequence.queries;
   const int64_t first = std::max<int64_t>(0, w->query_begin + shift - a.left);
-  const int64_t last = std::min(w->sequence.keys - 1, w->query_end - 1 + shift + a.right);
+  const int64_t last = std::min(w->sequence.keys - 1, w->query_end - 1 + shift + w->sequence.right);
   w->key_begin = first / kKeyGrain * kKeyGrain;
   w->key_end = std::max(w->key_begin, last + 1);
 }
@@ -117,6 +117,7 @@ int64_t work_cost(const Attention& a, const WorkItem& w) {
 
 Sequence read_sequence(const Batch& b, int64_t i) {
   Sequence s{};
+  s.right = b.causal_flags != nullptr && b.causal_flags[i] ? 0 : b.right;
   s.query_begin = b.cu_queries[i];
   s.queries = b.cu_queries[i + 1] - s.query_begin;
   if (s.queries < 0 || s.query_begin < 0 || s.query_begin + s.queries > b.query_tokens) {

@@ -16,6 +16,8 @@ struct Batch {
   const int32_t* used_keys = nullptr;        // [size], or null
   const int32_t* table = nullptr;            // [size, table_width], or null
   int64_t table_stride = 0, table_width = 0, pages = 0, page_size = 1;
+  int64_t right = kUnbounded;          // keys seen behind a query's position
+  const bool* causal_flags = nullptr;  // [size], sequences that see none of those; or null
 };
 
 struct Plan {

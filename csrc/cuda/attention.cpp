@@ -69,6 +69,7 @@ Decode describe(const AttentionCall& call) {
   a.scale_log2 = static_cast<float>(call.scale * kLog2E);
   a.left = side(call.left);
   a.right = side(call.right);
+  a.causal_flags = pointer<bool>(call.causal_flags);
   a.softcap = static_cast<float>(call.softcap);
   a.alibi_slopes = pointer<float>(call.slopes);
   a.sinks = pointer<float>(call.sinks);

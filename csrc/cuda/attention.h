@@ -19,6 +19,7 @@ struct AttentionCall {
   double softcap;
   const std::optional<Tensor>&slopes, &sinks, &k_scale, &v_scale;
   bool deterministic;
+  const std::optional<Tensor>& causal_flags;
 };
 
 // One call of `mla_decode`, checked.

@@ -60,6 +60,7 @@ struct Decode {
   Divisor group;
   float scale_log2;  // softmax_scale * log2(e)
   int left, right;
+  const bool* causal_flags;  // sequences whose `right` is 0 instead; may be null
   float softcap;
   const float *alibi_slopes, *sinks, *k_scale, *v_scale;
   int k_scale_stride, v_scale_stride;

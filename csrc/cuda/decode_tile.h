@@ -132,6 +132,7 @@ class Tile {
   __device__ void read_rows(const Decode& a, const Segment& s, int first, int lane) {
     const int last = s.sequence.queries * static_cast<int>(a.group.value) - 1;
     const int before = s.sequence.keys - s.sequence.queries;
+    const int right = a.causal_flags && a.causal_flags[s.index] ? 0 : a.right;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first + lane / 4 + 8 * i;
@@ -139,12 +140,12 @@ class Tile {
       const int position = a.group.divide(row) + before;
       rows_.position[i] = position;
       rows_.first[i] = position - a.left;
-      rows_.end[i] = min(s.sequence.keys, position + a.right + 1);
+      rows_.end[i] = min(s.sequence.keys, position + right + 1);
       rows_.slope[i] = a.alibi_slopes && place.used ? -a.alibi_slopes[place.head] * kLog2E : 0.0f;
     }
     const int top = a.group.divide(first), bottom = a.group.divide(min(first + 15, last));
     rows_.all_from = before + bottom - a.left;
-    rows_.all_to = min(s.sequence.keys, before + top + a.right + 1);
+    rows_.all_to = min(s.sequence.keys, before + top + right + 1);
   }
 
   template <int n>

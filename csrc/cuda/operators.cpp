@@ -28,9 +28,11 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const auto slopes = in.optional_tensor(), sinks = in.optional_tensor();
   const auto k_scale = in.optional_tensor(), v_scale = in.optional_tensor();
   const bool deterministic = in.boolean();
+  const auto flags = in.optional_tensor();
   check_attention(q, k, v, out, lse, cu_queries, cu_keys, used_keys, table);
   check_attention_options(left, right, softcap, q.size(1), k.size(k.dim() - 2), slopes, sinks,
-                          k_scale, v_scale);
+                          k_scale, v_scale, cu_queries.size(0) - 1, flags);
+  require(!flags || !flags->on_cpu(), "causal_flags is not on the device");
   attend({q,         k,
           v,         out,
           lse,       cu_queries,
@@ -40,7 +42,8 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
           left,      causal ? 0 : right,
           softcap,   slopes,
           sinks,     k_scale,
-          v_scale,   deterministic});
+          v_scale,   deterministic,
+          flags});
 }
 
 void copy_blocks(StableIValue* stack, uint64_t, uint64_t) {

@@ -32,6 +32,7 @@ struct Prefill {
   const float *k_scale, *v_scale;      // of fp8 keys and values; may be null
   int k_scale_stride, v_scale_stride;  // from one key head to the next
   int left, right;
+  const bool* causal_flags;  // sequences whose `right` is 0 instead; may be null
   float softcap;
   const float *alibi_slopes, *sinks;
   int skip_rows;  // sequences of no more rows than this are another kernel's

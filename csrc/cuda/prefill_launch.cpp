@@ -68,6 +68,7 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.v_scale_stride = call.v_scale && call.v_scale->numel() > 1;
   a.left = side(call.left);
   a.right = side(call.right);
+  a.causal_flags = call.causal_flags ? call.causal_flags->data<const bool>() : nullptr;
   a.softcap = static_cast<float>(call.softcap);
   a.alibi_slopes = call.slopes ? call.slopes->data<const float>() : nullptr;
   a.sinks = call.sinks ? call.sinks->data<const float>() : nullptr;

@@ -44,7 +44,7 @@ struct Sight {
   __device__ Sight(const Prefill& a, const Tile& t, int row) {
     const int place = RowPlace(a, t, row).token + t.keys - t.queries;
     first = place - a.left;
-    last = static_cast<int>(min(int64_t{t.keys} - 1, int64_t{place} + a.right));
+    last = static_cast<int>(min(int64_t{t.keys} - 1, int64_t{place} + t.right));
   }
 };
 

@@ -17,6 +17,7 @@ struct Tile {
   int sequence;  // or kNoTile
   int first_query, queries, keys, first_key;
   int head, token;
+  int right;               // of the window
   int begin, end, blocks;  // keys that any of its rows sees, in grains; blocks of them
 
   // Blocks are walked from the last to the first, which has what is left over.
@@ -100,7 +101,8 @@ class TileWalker {
     t.token = row / a_.pack;
     const int last = (min(row + rows, t.queries * a_.pack) - 1) / a_.pack;
     const int shift = t.keys - t.queries;
-    const int64_t end = min(int64_t{t.keys}, int64_t{last} + shift + a_.right + 1);
+    t.right = a_.causal_flags && a_.causal_flags[t.sequence] ? 0 : a_.right;
+    const int64_t end = min(int64_t{t.keys}, int64_t{last} + shift + t.right + 1);
     t.begin = max(0, t.token + shift - a_.left) / grain * grain;
     t.end = end <= 0 ? 0 : static_cast<int>((end + grain - 1) / grain * grain);
     t.end = max(t.end, t.begin);

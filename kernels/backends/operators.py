@@ -72,7 +72,7 @@ class OperatorMetadata(AttentionMetadata):
     slot_mapping: Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    causal: bool
+    causal: bool | Tensor
 
 
 class OperatorMetadataBuilder(AttentionMetadataBuilder[OperatorMetadata]):
@@ -84,17 +84,8 @@ class OperatorMetadataBuilder(AttentionMetadataBuilder[OperatorMetadata]):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> OperatorMetadata:
-        """The batch as the operators' arguments; a common prefix is not treated apart.
-
-        Raises:
-            UnsupportedConfigurationError: only some sequences of the batch are causal.
-        """
+        """The batch as the operators' arguments; a common prefix is not treated apart."""
         batch = common_attn_metadata
-        if not isinstance(batch.causal, bool):
-            raise UnsupportedConfigurationError(
-                "a batch that is causal for some sequences only was asked for; "
-                "the operators take one answer for the whole batch, so split it in two"
-            )
         return OperatorMetadata(
             tokens=batch.num_actual_tokens,
             cu_seqlens_q=batch.query_start_loc,

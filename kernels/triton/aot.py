@@ -81,7 +81,7 @@ def _attention(dim: int, dtype: torch.dtype, cache: torch.dtype, page: int, quer
     scale = _empty(1, dtype=torch.float32) if cache != dtype else None
     work = attention_work(
         q, k, v, q, None, batch, table, queries, keys, dim**-0.5, -1, 0, 0.0, scale, scale, False,
-        as_is,
+        False, as_is,
     )  # fmt: skip
     assert work is not None
     descriptors = describe(work, (k, v))
@@ -104,6 +104,7 @@ def _attention(dim: int, dtype: torch.dtype, cache: torch.dtype, page: int, quer
         None,
         scale,
         scale,
+        None,
     )
     return work, tensors
 

@@ -91,6 +91,7 @@ def attention(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     deterministic: bool,
+    causal_flags: Tensor | None = None,
     *,
     wrap: Wrap = as_is,
 ) -> None:
@@ -103,7 +104,7 @@ def attention(
     keys = -(-max_seqlen_k // KEYS_ROUNDED) * KEYS_ROUNDED
     tensors = (
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, alibi_slopes, sinks,
-        k_scale, v_scale,
+        k_scale, v_scale, causal_flags,
     )  # fmt: skip
     key = None
     if wrap is as_is:
@@ -117,12 +118,12 @@ def attention(
     validate.attention(
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, max_seqlen_q,
         max_seqlen_k, softmax_scale, causal, window_left, window_right, softcap, alibi_slopes,
-        sinks, k_scale, v_scale, deterministic,
+        sinks, k_scale, v_scale, deterministic, causal_flags,
     )  # fmt: skip
     work = attention_work(
         q, k, v, out, lse, cu_seqlens_q.shape[0] - 1, block_table, max_seqlen_q, keys,
         softmax_scale, window_left, 0 if causal else window_right, softcap, k_scale, v_scale,
-        deterministic, wrap,
+        deterministic, causal_flags is not None, wrap,
     )  # fmt: skip
     if work is None:
         return None

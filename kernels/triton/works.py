@@ -98,9 +98,11 @@ def attention_work(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, batch: int,
     block_table: Tensor | None, max_seqlen_q: int, keys: int, scale: float, left: int, right: int,
     softcap: float, k_scale: Tensor | None, v_scale: Tensor | None, deterministic: bool,
-    wrap: Wrap,
+    flagged: bool, wrap: Wrap,
 ) -> Work | None:  # fmt: skip
     """Plan a call of `attention`; None when there is nothing to do."""
+    if flagged and right < 0:
+        right = _FARTHEST  # of the sequences that are not causal
     tokens, heads, dim = map(int, q.shape)
     if tokens == 0 or batch == 0 or max_seqlen_q <= 0:
         return None

@@ -312,7 +312,15 @@ def test_a_selection_is_data_and_text() -> None:
 
 @pytest.mark.parametrize("backend", [CpuAttentionBackend, DispatchedAttentionBackend])
 @pytest.mark.parametrize("cache_dtype", ["auto", "fp8_e4m3"])
-def test_a_layer_runs_on_the_operators(backend: type[AttentionBackend], cache_dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("causal", "sliding_window"), [(True, 3), (torch.tensor([False, True]), None)]
+)
+def test_a_layer_runs_on_the_operators(
+    backend: type[AttentionBackend],
+    cache_dtype: str,
+    causal: bool | torch.Tensor,
+    sliding_window: int | None,
+) -> None:
     """Builder and implementation give what the operators give on a cache of the plain layout."""
     torch.manual_seed(3)
     heads, kv_heads, dim, pages, page = 4, 2, 32, 6, 16
@@ -326,10 +334,11 @@ def test_a_layer_runs_on_the_operators(backend: type[AttentionBackend], cache_dt
         max_seq_len=5,
         block_table_tensor=torch.tensor([[4], [1]], dtype=torch.int32),
         slot_mapping=torch.tensor([64, 65, 66, 67, 68, 16]),
+        causal=causal,
     )
     builder = backend.get_builder_cls()(None, ["layer"], None, torch.device("cpu"))
     impl = backend.get_impl_cls()(
-        heads, dim, dim**-0.5, kv_heads, sliding_window=3, kv_cache_dtype=cache_dtype
+        heads, dim, dim**-0.5, kv_heads, sliding_window=sliding_window, kv_cache_dtype=cache_dtype
     )
     # Two rows of padding, as engines have them.
     q, k, v = (torch.randn(8, n * dim) for n in (heads, kv_heads, kv_heads))
@@ -348,7 +357,7 @@ def test_a_layer_runs_on_the_operators(backend: type[AttentionBackend], cache_dt
     expected = attention(
         q[:6].view(-1, heads, dim), keys, values, cu_seqlens_q=batch.query_start_loc,
         seqused_k=batch.seq_lens, block_table=batch.block_table_tensor, max_seqlen_q=5,
-        max_seqlen_k=5, window=(2, 0), **scales,
+        max_seqlen_k=5, causal=causal, window=(2, 0) if sliding_window else (-1, -1), **scales,
     )  # fmt: skip
     torch.testing.assert_close(out[:6].view(-1, heads, dim), expected)
     assert not out[6:].any()
@@ -356,7 +365,7 @@ def test_a_layer_runs_on_the_operators(backend: type[AttentionBackend], cache_dt
 
 
 def test_what_a_layer_cannot_do_is_refused() -> None:
-    """Encoders, a batch of both kinds and unknown caches are refused with what to do."""
+    """Encoders and unknown caches are refused with what to do."""
     impl = CpuAttentionBackend.get_impl_cls()
     with pytest.raises(UnsupportedConfigurationError, match="'encoder' attention was asked for"):
         impl(4, 32, 1.0, attn_type="encoder")

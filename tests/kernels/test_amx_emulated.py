@@ -45,6 +45,8 @@ for options in (
     {{"alibi": True, "causal": False}},
     {{"alibi": True, "softcap": 5.0}},
     {{"sinks": True, "window": (100, -1)}},
+    {{"causal": (False, True)}},
+    {{"causal": (True, False), "alibi": True, "window": (200, 30)}},
 ):
     check_case(AttentionCase((150, 40), (1200, 700), heads=8, kv_heads=1, **shape, **options))
 check_case(AttentionCase((300,), (300,), page_size=16, **shape))

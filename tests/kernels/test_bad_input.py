@@ -41,6 +41,7 @@ def edit(name: str, index: Any, value: int) -> Change:
 
 DENSE = AttentionCase((3, 4), (5, 6))
 PAGED = AttentionCase((3, 4), (5, 40), page_size=16)
+META = torch.ones(2, device="meta")
 
 BAD: list[tuple[AttentionCase, Change, type[Exception], str]] = [
     (DENSE, set_tensor("q", lambda x: x.double()), TypeError, r"q has dtype float64; expected"),
@@ -68,6 +69,11 @@ BAD: list[tuple[AttentionCase, Change, type[Exception], str]] = [
     (DENSE, set_option("k_scale", torch.zeros(5)), ValueError, r"k_scale has shape \(5,\); exp"),
     (DENSE, set_option("out", torch.zeros(7, 8, 63)), ValueError, r"out has shape"),
     (DENSE, set_option("out", torch.zeros(7, 8, 64).half()), TypeError, r"out has dtype float16"),
+    (DENSE, set_option("causal", torch.ones(2)), TypeError, r"causal has dtype float32; expect"),
+    (DENSE, set_option("causal", torch.ones(3).bool()), ValueError, r"causal has shape \(3,\)"),
+    (DENSE, set_option("causal", torch.tensor(True)), ValueError, r"causal has shape \(\); expect"),
+    (DENSE, set_option("causal", torch.ones(4).bool()[::2]), ValueError, r"causal is not contig"),
+    (DENSE, set_option("causal", META.bool()), ValueError, r"causal is on meta; expected cpu"),
     # What only the values can tell.
     (DENSE, edit("cu_seqlens_q", 1, 9), ValueError, r"cu_seqlens_q\[1\] is 9; expected asc"),
     (DENSE, edit("cu_seqlens_q", 1, -1), ValueError, r"cu_seqlens_q\[1\] is -1"),

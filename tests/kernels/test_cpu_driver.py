@@ -26,12 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 def line(name: str, case: AttentionCase) -> str:
     """A case as the driver reads it; strides are its own."""
+    flags = case.causal if isinstance(case.causal, tuple) else (case.causal,) * len(case.keys)
     short = [str(d).removeprefix("torch.") for d in (case.dtype, case.cache_dtype or case.dtype)]
     numbers = [
         case.heads, case.kv_heads, case.head_dim, case.values, case.page_size or 0,
-        int(case.causal), *case.window, case.softcap, int(case.alibi), int(case.sinks),
+        *case.window, case.softcap, int(case.alibi), int(case.sinks),
         int(case.scaled_cache), int(case.deterministic), case.seed, len(case.keys),
-        *case.queries, *case.keys,
+        *case.queries, *case.keys, *map(int, flags),
     ]  # fmt: skip
     return " ".join([name.replace(" ", "-"), *short, *map(str, numbers)])
 

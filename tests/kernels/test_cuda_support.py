@@ -9,7 +9,7 @@ import torch
 
 from mainboard import build_info
 from mainboard.kernels import cuda_support, schema
-from mainboard.kernels.support import Request
+from mainboard.kernels.support import FEATURES, Request
 
 DECODE = Request(
     device="cuda", dtype=torch.bfloat16, head_dim=128, page_size=16, heads=32, kv_heads=8
@@ -29,7 +29,7 @@ def test_operators_have_the_schemas_of_the_public_ones() -> None:
 @pytest.mark.parametrize("cache", [None, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_decode_is_served(dim: int, cache: torch.dtype | None) -> None:
     """Few queries, with every feature and cache."""
-    features = frozenset({"window", "softcap", "alibi", "sinks"})
+    features = frozenset(FEATURES)
     asked = replace(DECODE, head_dim=dim, cache_dtype=cache, features=features)
     assert cuda_support.refuses(asked) == []
     assert cuda_support.refuses(replace(asked, dtype=torch.float16, deterministic=True)) == []
@@ -38,7 +38,7 @@ def test_decode_is_served(dim: int, cache: torch.dtype | None) -> None:
 @pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (72, 72), (192, 128), (256, 256)])
 def test_prefill_is_served(dim: int, value_dim: int) -> None:
     """Many queries, dense or paged, with every feature."""
-    features = frozenset({"window", "softcap", "alibi", "sinks"})
+    features = frozenset(FEATURES)
     asked = replace(
         DECODE, queries=512, head_dim=dim, value_dim=value_dim, features=features, page_size=None
     )

@@ -60,6 +60,9 @@ def test_a_configuration_is_asked_about_once(asked: list[Request]) -> None:
     assert len(asked) == 1
     route(*attention_arguments(AttentionCase((1, 1), (9, 9), page_size=16, softcap=5.0)))
     assert asked[1].features == {"softcap"}
+    flags = torch.tensor([True, False])
+    route(*attention_arguments(AttentionCase((1, 1), (9, 9), page_size=16)), flags)
+    assert asked[2].features == {"causal_flags"}
 
 
 def test_the_question_holds_the_shape(asked: list[Request]) -> None:

@@ -1,5 +1,7 @@
 """The kernels that serve a GPU, on it: every required case, drawn ones, and what needs a device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,6 +26,23 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
+
+
+_FLAGS = AttentionCase((513, 1, 300, 3, 70, 4), (700, 5000, 900, 2000, 70, 4), 32, 8, 128,
+                       dtype=torch.bfloat16, page_size=16,
+                       causal=(False, True, True, False, False, False))  # fmt: skip
+FLAGGED = (
+    _FLAGS,
+    replace(_FLAGS, page_size=None, head_dim=64, dtype=torch.float16),
+    replace(_FLAGS, window=(200, 30), sinks=True, head_dim=64),
+    replace(_FLAGS, window=(100, -1), alibi=True, softcap=30.0),
+    replace(_FLAGS, cache_dtype=torch.float8_e4m3fn, scaled_cache=True),
+    replace(_FLAGS, deterministic=True),
+    replace(_FLAGS, queries=(4, 1, 4, 3, 2, 4), page_size=64),  # decode alone
+    replace(_FLAGS, queries=(5, 1, 3, 3, 2, 4), heads=8, head_dim=64, window=(300, 2), sinks=True),
+    replace(_FLAGS, queries=(8, 2), keys=(20000, 30000), heads=8, causal=(False, True)),
+    replace(_FLAGS, queries=(300,) * 40, keys=(300,) * 40, causal=(True, False) * 20, heads=8),
+)
 
 
 def check_served(case: AttentionCase) -> None:
@@ -66,6 +85,7 @@ def test_drawn_case(seed: int) -> None:
                       cache_dtype=torch.float8_e4m3fn, alibi=True),
         AttentionCase((513, 1, 1, 3, 1, 0, 70), (700, 5000, 90, 2000, 1, 8, 70), 32, 8, 128,
                       dtype=torch.bfloat16, page_size=16),
+        *FLAGGED,
     ],
     ids=str,
 )  # fmt: skip
@@ -165,8 +185,8 @@ def test_graph_replays_with_other_lengths() -> None:
     assert (out[4:] == 7.0).all()
 
 
-@pytest.mark.parametrize("queries", [1, 200])
-def test_compile_sees_through_the_triton_operators(queries: int) -> None:
+@pytest.mark.parametrize(("queries", "flagged"), [(1, False), (200, False), (200, True)])
+def test_compile_sees_through_the_triton_operators(queries: int, flagged: bool) -> None:
     """Under torch.compile, in one graph, they give what the operator gives."""
     pytest.importorskip("triton")
     from mainboard.kernels.triton import traced
@@ -178,18 +198,20 @@ def test_compile_sees_through_the_triton_operators(queries: int) -> None:
     begins = torch.arange(batch + 1, device="cuda").int() * queries
     used = torch.tensor([1500, 321, 200], device="cuda").int()
     table = torch.randperm(batch * 94, device="cuda").int().view(batch, 94)
+    flags = torch.tensor([False, True, False], device="cuda") if flagged else None
 
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)
         torch.ops.mainboard_triton.attention(
-            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, True, -1, -1,
-            0.0, None, None, None, None, False,
+            q + 1, k, v, out, None, begins, None, used, table, queries, length, 0.1, not flagged,
+            -1, -1, 0.0, None, None, None, None, False, flags,
         )  # fmt: skip
         return out * 2
 
     expected = 2 * attention(
         q + 1, pages[0], pages[1], cu_seqlens_q=begins, seqused_k=used, block_table=table,
         max_seqlen_q=queries, max_seqlen_k=length, softmax_scale=0.1,
+        causal=True if flags is None else flags,
     )  # fmt: skip
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(q, *pages), expected, rtol=2e-2, atol=2e-2)
@@ -220,10 +242,11 @@ def test_a_warm_up_leaves_nothing_to_compile(queries: int, monkeypatch: pytest.M
 
 
 def test_graph_of_a_mixed_batch_replays() -> None:
-    """Which sequences are short and which long may change from one replay to the next."""
+    """Which sequences are short, long or causal may change from one replay to the next."""
     case = AttentionCase(
-        (150, 1, 1, 90), (900,) * 4, 16, 4, 128, dtype=torch.bfloat16, page_size=16
-    )
+        (150, 1, 1, 90), (900,) * 4, 16, 4, 128, dtype=torch.bfloat16, page_size=16,
+        causal=(True, False, True, False),
+    )  # fmt: skip
     given = case.inputs("cuda")
     out = torch.empty_like(given.q)
     options = given.options | {"out": out}
@@ -234,6 +257,7 @@ def test_graph_of_a_mixed_batch_replays() -> None:
         attention(given.q, given.k, given.v, **options)
     given.options["seqused_k"].copy_(torch.tensor([900, 777, 130, 5]).int())
     given.options["cu_seqlens_q"].copy_(torch.tensor([0, 1, 101, 231, 236]).int())
+    given.options["causal"].copy_(torch.tensor([True, True, False, False]))
     out.fill_(7.0)
     graph.replay()
     expected, _ = case.expected(given)

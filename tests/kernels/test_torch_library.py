@@ -1,5 +1,9 @@
 """The operators as PyTorch sees them: schemas, fake kernels, torch.compile, reference."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,11 +20,12 @@ def attention_arguments(case: AttentionCase) -> tuple[object, ...]:
     o = given.options
     out = given.q.new_zeros(given.q.shape[0], case.heads, case.values)
     lse = torch.zeros(case.heads, given.q.shape[0])
+    flags = (o["causal"],) if isinstance(case.causal, tuple) else ()
     return (
         given.q, given.k, given.v, out, lse, o["cu_seqlens_q"], o.get("cu_seqlens_k"),
         o.get("seqused_k"), o.get("block_table"), o["max_seqlen_q"], o["max_seqlen_k"],
-        case.head_dim**-0.5, case.causal, *case.window, case.softcap, o.get("alibi_slopes"),
-        o.get("sinks"), o.get("k_scale"), o.get("v_scale"), case.deterministic,
+        case.head_dim**-0.5, case.causal is True, *case.window, case.softcap, o.get("alibi_slopes"),
+        o.get("sinks"), o.get("k_scale"), o.get("v_scale"), case.deterministic, *flags,
     )  # fmt: skip
 
 
@@ -67,6 +72,10 @@ CALLS = {
         "attention",
         lambda: attention_arguments(AttentionCase((3, 1), (9, 30), page_size=16, sinks=True)),
     ),
+    "attention flags": (
+        "attention",
+        lambda: attention_arguments(AttentionCase((3, 1), (9, 30), causal=(False, True))),
+    ),
     "reshape_and_cache": ("reshape_and_cache", cache_arguments),
     "merge_attention_states": ("merge_attention_states", merge_arguments),
     "mla_decode": ("mla_decode", latent_arguments),
@@ -104,6 +113,29 @@ def test_cpu_runs_the_compiled_kernel(name: str) -> None:
     assert dispatched(name, "CPU")
 
 
+IN_PYTHON = """
+import torch
+from mainboard.kernels import attention
+from mainboard.testing.attention_cases import AttentionCase
+
+seen = []
+library = torch.library.Library("mainboard", "IMPL")
+library.impl("attention", lambda *given: seen.append(len(given)), "Meta")
+for causal in (True, (True, False)):
+    given = AttentionCase((3, 1), (9, 30), causal=causal).inputs("meta")
+    attention(given.q, given.k, given.v, **given.options)
+print(*seen)
+"""
+
+
+@pytest.mark.multiprocess
+def test_an_implementation_in_python_gets_no_flags_where_there_are_none(tmp_path: Path) -> None:
+    """PyTorch leaves the last argument out, so those written before it existed go on serving."""
+    command = [sys.executable, "-c", IN_PYTHON]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["21", "22"]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_reference_agrees_with_float64(seed: int) -> None:
     """The float32 reference, what other devices run, agrees with float64."""
@@ -116,10 +148,11 @@ def test_reference_agrees_with_float64(seed: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("causal", [True, (False, True)])
 @pytest.mark.parametrize("page_size", [None, 16])
-def test_compiles_without_a_break(page_size: int | None) -> None:
+def test_compiles_without_a_break(page_size: int | None, causal: bool | tuple[bool, ...]) -> None:
     """`torch.compile(fullgraph=True)` takes the public calls and gives the same."""
-    case = AttentionCase((3, 1), (9, 30), page_size=page_size)
+    case = AttentionCase((3, 1), (9, 30), page_size=page_size, causal=causal)
     given = case.inputs()
     a_lse = torch.randn(case.heads, 4)
 

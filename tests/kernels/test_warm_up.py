@@ -36,3 +36,9 @@ def test_queries_over_8_bit_floats_are_bfloat16(monkeypatch: pytest.MonkeyPatch)
     warm_up(CACHE.to(torch.float8_e5m2), CACHE.to(torch.float8_e5m2), heads=4, keys=[16])
     warm_up(CACHE, CACHE, heads=4, keys=[16])
     assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_flags_of_any_length_stand_for_those_of_each_batch() -> None:
+    """Causal flags are one for each sequence, and numbers of sequences differ."""
+    flags = torch.tensor([True, False])
+    assert warm_up(CACHE, CACHE, heads=4, keys=[16], batches=[1, 3], causal=flags) > 0

@@ -74,16 +74,18 @@ struct Call {
   bool causal;
   int64_t left, right;
   double softcap;
-  Optional alibi_slopes, sinks, k_scale, v_scale;
+  Optional alibi_slopes, sinks, k_scale, v_scale, causal_flags;
 };
 
 struct Sequence {
   int64_t first_query, queries, first_key, keys;
+  bool causal;
 };
 
 Sequence sequence(const Call& call, int64_t index) {
   const auto at = [&](const Tensor& x, int64_t i) { return static_cast<int64_t>(element(x, i)); };
-  Sequence found{at(call.cu_seqlens_q, index), 0, 0, 0};
+  Sequence found{at(call.cu_seqlens_q, index), 0, 0, 0, call.causal};
+  if (call.causal_flags) found.causal |= call.causal_flags->const_data_ptr<bool>()[index];
   found.queries = at(call.cu_seqlens_q, index + 1) - found.first_query;
   if (call.cu_seqlens_k) {
     found.first_key = at(*call.cu_seqlens_k, index);
@@ -113,9 +115,9 @@ std::vector<double> gather(const Call& call, const Tensor& cache, const Sequence
   return rows;
 }
 
-bool visible(const Call& call, int64_t position, int64_t key) {
+bool visible(const Call& call, const Sequence& where, int64_t position, int64_t key) {
   if (call.left >= 0 && key < position - call.left) return false;
-  if (call.causal) return key <= position;
+  if (where.causal) return key <= position;
   return call.right < 0 || key <= position + call.right;
 }
 
@@ -130,7 +132,7 @@ void attend(const Call& call, const Sequence& where, int64_t head, int64_t query
   double most = call.sinks ? element(*call.sinks, head) : -kInfinity;
   for (int64_t j = 0; j < where.keys; ++j) {
     double s = -kInfinity;
-    if (visible(call, position, j)) {
+    if (visible(call, where, position, j)) {
       s = 0.0;
       for (int64_t i = 0; i < dim; ++i) s += q[i] * keys[j * dim + i];
       if (call.softcap > 0) s = call.softcap * std::tanh(s / call.softcap);
@@ -240,7 +242,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                const Optional& seqused_k, const Optional& block_table, double scale, bool causal,
                int64_t window_left, int64_t window_right, double softcap,
                const Optional& alibi_slopes, const Optional& sinks, const Optional& k_scale,
-               const Optional& v_scale) {
+               const Optional& v_scale, const Optional& causal_flags) {
   const Call call{seen_by_device(q),
                   seen_by_device(k),
                   seen_by_device(v),
@@ -258,7 +260,8 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                   seen(alibi_slopes),
                   seen(sinks),
                   seen(k_scale),
-                  seen(v_scale)};
+                  seen(v_scale),
+                  seen(causal_flags)};
   queue_for(q).submit([call] { run(call); });
 }
 

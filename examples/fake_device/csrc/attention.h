@@ -14,7 +14,7 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, co
                const Optional& seqused_k, const Optional& block_table, double scale, bool causal,
                int64_t window_left, int64_t window_right, double softcap,
                const Optional& alibi_slopes, const Optional& sinks, const Optional& k_scale,
-               const Optional& v_scale);
+               const Optional& v_scale, const Optional& causal_flags);
 
 void reshape_and_cache(const at::Tensor& key, const at::Tensor& value, const at::Tensor& key_cache,
                        const at::Tensor& value_cache, const at::Tensor& slots,

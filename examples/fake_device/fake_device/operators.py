@@ -27,8 +27,9 @@ def attention(*arguments: Any) -> None:
     from mainboard.kernels import validate
 
     validate.attention(*arguments)
-    q, k, v, out, lse, cu_q, cu_k, used, table, _, _, *options, _ = arguments
-    _C.attention(q, k, v, out, lse, cu_q, cu_k, used, table, *options)
+    # PyTorch leaves out the last argument, the causal flags, where there are none.
+    q, k, v, out, lse, cu_q, cu_k, used, table, _, _, *options, _, flags = (*arguments, None)[:22]
+    _C.attention(q, k, v, out, lse, cu_q, cu_k, used, table, *options, flags)
 
 
 def reshape_and_cache(*arguments: Any) -> None:

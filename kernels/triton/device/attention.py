@@ -190,7 +190,7 @@ def walk(
 )  # fmt: skip
 def attention_kernel(
     Q, K, V, OUT, LSE, PART_OUT, PART_LSE, K_DESC, V_DESC, CU_Q, CU_K, USED_K, TABLE, SLOPES,
-    SINKS, K_SCALE, V_SCALE, batch, blocks, tokens, heads, kv_heads, scale, softcap,
+    SINKS, K_SCALE, V_SCALE, CAUSAL, batch, blocks, tokens, heads, kv_heads, scale, softcap,
     left, right,
     stride_qt, stride_qh, stride_kp, stride_kt, stride_kh, stride_vp, stride_vt, stride_vh,
     stride_ot, stride_oh, stride_lh, stride_table, stride_ks, stride_vs,
@@ -241,6 +241,8 @@ def attention_kernel(
         length = tl.load(CU_K + seq + 1) - k_begin
     if USED_K is not None:
         length = tl.load(USED_K + seq)
+    if CAUSAL is not None:
+        right = tl.where(tl.load(CAUSAL + seq), 0, right)
 
     row = tl.arange(0, BLOCK_M)
     token = first_token + row // PACK

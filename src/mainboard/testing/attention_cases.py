@@ -6,7 +6,7 @@ hold rubbish.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class AttentionCase:
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None  # as dtype
     page_size: int | None = None  # dense keys
-    causal: bool = True
+    causal: bool | tuple[bool, ...] = True  # or one for each sequence
     window: tuple[int, int] = (-1, -1)
     softcap: float = 0.0
     alibi: bool = False
@@ -80,12 +80,13 @@ class AttentionCase:
         """Multiply-adds times two of both products, over the keys that each query sees."""
         left, right = self.window
         seen = 0
-        for q, k in zip(self.queries, self.keys, strict=True):
+        for i, (q, k) in enumerate(zip(self.queries, self.keys, strict=True)):
+            causal = self.causal[i] if isinstance(self.causal, tuple) else self.causal
             position = torch.arange(k - q, k)
             first = (position - left).clamp(min=0) if left >= 0 else torch.zeros_like(position)
             last = torch.full_like(position, k - 1)
-            if self.causal or right >= 0:
-                last = (position + (0 if self.causal else right)).clamp(max=k - 1)
+            if causal or right >= 0:
+                last = (position + (0 if causal else right)).clamp(max=k - 1)
             seen += int((last - first + 1).clamp(min=0).sum())
         return 2.0 * self.heads * (self.head_dim + self.values) * seen
 
@@ -102,6 +103,7 @@ class AttentionCase:
             "softcap": self.softcap > 0,
             "alibi": self.alibi,
             "sinks": self.sinks,
+            "causal_flags": isinstance(self.causal, tuple),
         }
         return Request(
             operator, device, self.dtype, self.cache_dtype, self.head_dim, self.page_size,
@@ -123,6 +125,8 @@ class AttentionCase:
             "softcap": self.softcap,
             "deterministic": self.deterministic,
         }
+        if isinstance(self.causal, tuple):
+            options["causal"] = torch.tensor(self.causal, dtype=torch.bool, device=device)
         if self.alibi:
             options["alibi_slopes"] = torch.rand(self.heads, device=device) * 0.5
         if self.sinks:
@@ -191,14 +195,15 @@ class AttentionCase:
         o = given.options
         shape = (given.q.shape[0], self.heads)
         device = given.q.device
+        flags = o["causal"] if isinstance(self.causal, tuple) else None
         out = torch.full((*shape, self.values), float("nan"), dtype=torch.float64, device=device)
         lse = torch.full(shape[::-1], float("nan"), dtype=torch.float64, device=device)
         reference.attention(
             given.q, given.k, given.v, out, lse, o["cu_seqlens_q"], o.get("cu_seqlens_k"),
             o.get("seqused_k"), o.get("block_table"), o["max_seqlen_q"], o["max_seqlen_k"],
-            self.head_dim**-0.5, self.causal, *self.window, self.softcap, o.get("alibi_slopes"),
+            self.head_dim**-0.5, self.causal is True, *self.window, self.softcap, o.get("alibi_slopes"),
             o.get("sinks"), o.get("k_scale"), o.get("v_scale"), self.deterministic,
-            precision=torch.float64,
+            flags, precision=torch.float64,
         )  # fmt: skip
         return out, lse
 
@@ -249,8 +254,13 @@ def check_case(case: AttentionCase, device: str = "cpu") -> None:
     assert_close(lse, expected_lse, case, "lse")
 
 
-def draw_case(seed: int) -> AttentionCase:
-    """A random case; the same seed always draws the same."""
+def draw_case(seed: int, flags: bool = True) -> AttentionCase:
+    """A random case; the same seed always draws the same.
+
+    Args:
+        seed: names the case.
+        flags: whether its sequences may differ in being causal.
+    """
     r = random.Random(seed)
     dtype = r.choice([torch.float32, torch.bfloat16, torch.float16])
     page_size = r.choice([None, 16, 32, 48, 128])
@@ -262,7 +272,7 @@ def draw_case(seed: int) -> AttentionCase:
             for _ in range(r.randint(1, 4))]  # fmt: skip
     queries = [r.choice([0, 1, 1, r.randint(1, 70), length]) for length in keys]
     head_dim = r.choice([32, 40, 64, 64, 72, 80, 96, 128, 128, 192, 256])
-    return AttentionCase(
+    case = AttentionCase(
         queries=tuple(queries),
         keys=tuple(keys),
         heads=kv_heads * group,
@@ -282,3 +292,6 @@ def draw_case(seed: int) -> AttentionCase:
         deterministic=r.random() < 0.2,
         seed=seed,
     )
+    if flags and r.random() < 0.25:
+        case = replace(case, causal=tuple(r.random() < 0.5 for _ in keys))
+    return case

@@ -57,6 +57,34 @@ _CASES = {
         _PAGED, queries=(30, 1), keys=(60, 90), window=(25, 4), sinks=True, alibi=True,
         softcap=20.0, causal=False, strided=True,
     ),
+    "flags": replace(_HALF, queries=(20, 9, 1), keys=(60, 30, 40), causal=(False, True, False)),
+    "flags, paged": replace(_PAGED, queries=(20, 9, 1), keys=(60, 30, 40), causal=(True, False, True)),
+    "flags, prefill": replace(
+        _HALF, queries=(70, 66, 90), keys=(70, 100, 90), causal=(False, True, False)
+    ),
+    "flags, prefill and decode": replace(
+        _PAGED, queries=(1, 66, 2, 70, 3), keys=(50, 66, 17, 90, 3), sinks=True,
+        causal=(True, False, False, True, False),
+    ),
+    "flags and more queries than keys": replace(
+        _HALF, queries=(9, 40, 9, 0), keys=(4, 33, 4, 8), causal=(True, False, False, True)
+    ),
+    "flags and a window": replace(
+        _PAGED, queries=(50, 40, 3), keys=(90, 80, 60), window=(20, 7), causal=(True, False, False)
+    ),
+    "flags and a window to the left": replace(
+        _HALF, queries=(50, 40, 3), keys=(90, 80, 60), window=(20, -1), causal=(False, True, False)
+    ),
+    "flags, sinks, ALiBi and softcap": replace(
+        _PAGED, queries=(30, 1, 20), keys=(60, 90, 25), sinks=True, alibi=True, softcap=20.0,
+        causal=(False, True, True), strided=True,
+    ),
+    "flags, long decode": replace(_PAGED, queries=(2, 3), keys=(700, 600), causal=(True, False)),
+    "flags, deterministic": replace(
+        _PAGED, queries=(2, 40, 3), keys=(500, 60, 300), causal=(False, True, True),
+        deterministic=True,
+    ),
+    "flags of no sequence": replace(_HALF, queries=(), keys=(), causal=()),
     "values narrower": replace(_HALF, head_dim=64, value_dim=32),
     "values wider": replace(_HALF, head_dim=32, value_dim=64),
     "deterministic": replace(_PAGED, queries=(1, 40), keys=(500, 60), deterministic=True),
@@ -72,6 +100,9 @@ _CASES |= {
     )
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 }
+_CASES["flags, float8 cache"] = replace(
+    _CASES["flags, paged"], cache_dtype=torch.float8_e4m3fn, scaled_cache=True
+)
 
 REQUIRED = MappingProxyType(_CASES)
 """Every case by what it is about."""

@@ -19,6 +19,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "random": "a random generator of its own",
         "fork": "use in a child process that was forked after facts were asked for",
         "kernels": "implementations of the operators for its dispatch key",
+        "causal_flags": "attention over sequences of which some are causal, in one call",
         "backend": "an attention backend of its own",
     }
 )

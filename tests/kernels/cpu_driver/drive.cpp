@@ -1,15 +1,17 @@
 // Drives one instruction set's kernels without torch, and compares them with float64.
 //
-//   cpu_driver ISA attention FILE   every case of FILE, one a line, as test_cpu_driver.py writes
-//   them cpu_driver ISA functions        exp and tanh over their ranges: prints the largest errors
+//   cpu_driver ISA attention FILE   every case of FILE, a line each, from test_cpu_driver.py
+//   cpu_driver ISA functions        exp and tanh over their ranges: prints the largest errors
 //   cpu_driver ISA rows             rounds into every format of one byte
 //
 // Prints what ran; the exit status is 1 when something is outside its tolerance.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <sstream>
 #include <string>
 
@@ -23,10 +25,11 @@ namespace {
 struct Case {
   std::string name;
   int64_t sequences = 0, heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0, page = 0;
-  int64_t causal = 0, left = 0, right = 0, alibi = 0, sinks = 0, scaled = 0, fixed = 0, seed = 0;
+  int64_t left = 0, right = 0, alibi = 0, sinks = 0, scaled = 0, fixed = 0, seed = 0;
   double softcap = 0;
   DType dtype = DType::f32, stored = DType::f32;
   std::vector<int64_t> queries, keys;
+  std::deque<bool> causal;  // a vector of them has no references
 };
 
 DType dtype_named(const std::string& name) {
@@ -43,12 +46,14 @@ bool read_case(const std::string& line, Case* c) {
   std::istringstream in(line);
   std::string dtype, stored;
   in >> c->name >> dtype >> stored >> c->heads >> c->kv_heads >> c->head_dim >> c->value_dim >>
-      c->page >> c->causal >> c->left >> c->right >> c->softcap >> c->alibi >> c->sinks >>
-      c->scaled >> c->fixed >> c->seed >> c->sequences;
+      c->page >> c->left >> c->right >> c->softcap >> c->alibi >> c->sinks >> c->scaled >>
+      c->fixed >> c->seed >> c->sequences;
   c->queries.resize(c->sequences);
   c->keys.resize(c->sequences);
+  c->causal.resize(c->sequences);
   for (int64_t& n : c->queries) in >> n;
   for (int64_t& n : c->keys) in >> n;
+  for (bool& flag : c->causal) in >> flag;
   if (!in) return false;
   c->dtype = dtype_named(dtype);
   c->stored = dtype_named(stored);
@@ -60,6 +65,7 @@ struct Inputs {
   std::vector<char> q, k, v, out;
   std::vector<float> lse, slopes, sinks, k_scale, v_scale;
   std::vector<int32_t> cu_queries, cu_keys, used, table;
+  std::unique_ptr<bool[]> causal;
   int64_t width = 0, pages = 0;
   Attention attention;
   Batch batch;
@@ -148,7 +154,6 @@ void point(const Case& c, Inputs* x) {
   a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
   a.softcap = static_cast<float>(c.softcap);
   a.left = c.left < 0 ? kUnbounded : c.left;
-  a.right = c.causal ? 0 : c.right < 0 ? kUnbounded : c.right;
   if (c.alibi) a.alibi_slopes = x->slopes.data();
   if (c.sinks) a.sinks = x->sinks.data();
   if (c.scaled) {
@@ -157,6 +162,10 @@ void point(const Case& c, Inputs* x) {
     a.k_scale_stride = c.kv_heads > 1 ? 1 : 0;
   }
   Batch& b = x->batch;
+  b.right = c.right < 0 ? kUnbounded : c.right;
+  x->causal = std::make_unique<bool[]>(c.sequences);
+  std::copy(c.causal.begin(), c.causal.end(), x->causal.get());
+  b.causal_flags = x->causal.get();
   b.size = c.sequences;
   b.query_tokens = total(c.queries);
   b.key_tokens = paged ? 0 : total(c.keys);
@@ -226,7 +235,7 @@ double expected_row(const Case& c, const Inputs& x, const Sequence& s, const dou
   }
   double top = c.sinks ? x.sinks[head] : -INFINITY;
   for (int64_t key = 0; key < s.keys; ++key) {
-    if (key < position - a.left || key > position + a.right) continue;
+    if (key < position - a.left || key > position + s.right) continue;
     const double* row = keys + (key * c.kv_heads + kv) * c.head_dim;
     double sum = 0;
     for (int64_t d = 0; d < c.head_dim; ++d) sum += q[d] * row[d];

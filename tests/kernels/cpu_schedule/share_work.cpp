@@ -39,10 +39,10 @@ int main() {
     a.heads = heads;
     a.kv_heads = kv_heads;
     a.head_dim = a.value_dim = 128;
-    a.right = 0;
     a.group = heads_together(a, block_rows);
     Batch batch;
     batch.size = size;
+    batch.right = 0;
     batch.query_tokens = cu_queries.back();
     batch.key_tokens = cu_keys.back();
     batch.cu_queries = cu_queries.data();

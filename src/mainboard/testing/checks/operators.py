@@ -136,12 +136,34 @@ def drawn_cases(subject: Subject) -> Iterator[str]:
     """The same seed draws the same case on every machine; without autograd, as engines run."""
     dtypes = _in_all_dtypes(subject)
     for seed in range(subject.requirements.drawn_cases):
-        case = draw_case(seed)
+        case = draw_case(seed, flags=False)
         case = replace(case, dtype=random.Random(seed).choice(dtypes))
         with subject.ask("inference_mode"):
             faults = list(_compare(case, subject.device, subject.requirements.tolerance))
         for fault in faults:
             yield f"drawn case {seed} ({case}): {fault}"
+
+
+@check(
+    "operators.causal_flags",
+    "attention takes a causal flag for each sequence",
+    feature="causal_flags",
+)
+def causal_flags(subject: Subject) -> Iterator[str]:
+    """An implementation with the arguments of earlier releases serves every other call."""
+    for dtype in _in_all_dtypes(subject):
+        for case in (_MIXED, _PAGED, replace(_MIXED, window=(9, 4), sinks=True, alibi=True)):
+            case = replace(case, dtype=dtype, causal=(False, True, False, True))
+            try:
+                faults = list(_compare(case, subject.device, subject.requirements.tolerance))
+            except TypeError as error:
+                if "positional argument" not in str(error):
+                    raise
+                raise NotOffered(f"attention takes no causal_flags: {error}") from error
+            for fault in faults:
+                yield f"{dtype}: sequences that differ in being causal: {fault}".removeprefix(
+                    "torch."
+                )
 
 
 @check("operators.cache", "reshape_and_cache writes what it is told to, and nothing else")

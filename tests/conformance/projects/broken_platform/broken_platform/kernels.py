@@ -46,12 +46,12 @@ def install():
 
 
 def attention(*arguments):
-    """Forget softcap, accept a wrong table, and use the queries as scratch."""
+    """Forget softcap and flags, accept a wrong table, and use the queries as scratch."""
     q, k, v, out, lse, cu_q, cu_k, used, table, *_ = arguments
     if table is not None and table.dtype is torch.int64:
         return
     validate.attention(*arguments)
-    options = [*arguments[11:15], 0.0, *arguments[16:20]]
+    options = [*arguments[11:15], 0.0, *arguments[16:20], None]
     _C.attention(q, k, v, out, lse, cu_q, cu_k, used, table, *options)
     q += 1
 
