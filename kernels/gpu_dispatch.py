@@ -2,7 +2,8 @@
 
 NVIDIA's and AMD's tensors share the dispatch key CUDA, and Mainboard registers one Python function
 per operator for it. `mainboard.kernels.support` is asked once for each configuration; after that
-a call costs one dictionary lookup. In order: the compiled library's operators, under
+a call costs one dictionary lookup, and a call in Python of what the compiled library serves goes to
+it without another pass through the dispatcher. In order: the compiled library's operators, under
 `torch.ops.mainboard_cuda` or `mainboard_hip` with the schemas of `torch.ops.mainboard`; the Triton
 kernels; the reference. Nothing of a GPU is imported before the first call.
 """
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Kernel = Callable[..., None]
 _LIBRARY = torch.library.Library("mainboard", "IMPL")
+_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 
 
 def rounded(queries: int) -> int:
@@ -65,9 +68,10 @@ class Route:
         self._configuration = configuration
         self._request = request
         self._chosen: dict[tuple[Any, ...], Kernel] = {}
+        self._operators: dict[tuple[Any, ...], Kernel] = {}  # those that PyTorch checks again
 
     def __call__(self, *arguments: Any) -> None:
-        """Run the operator."""
+        """Run the operator, called by PyTorch's dispatcher."""
         try:
             key = self._configuration(*arguments)
         except IndexError:  # a tensor of too few dimensions
@@ -79,6 +83,24 @@ class Route:
             kernel = self._chosen[key] = self._choose(key)
         kernel(*arguments)
 
+    def direct(self, arguments: tuple[Any, ...]) -> Kernel | None:
+        """The compiled operator that a call would reach through this route, if that is known.
+
+        It is known once such a call came through PyTorch's dispatcher, so that whoever has taken
+        the dispatch key of `torch.ops.mainboard` from this route before is asked every time. What
+        watches calls, a compiler or a mode, and tensors of classes of their own keep the
+        dispatcher.
+        """
+        # A compiler asks first, so that it sees nothing of what is known.
+        if torch.compiler.is_compiling() or not self._operators or _modes() or _function_modes():
+            return None
+        if not type(arguments[0]) is type(arguments[1]) is type(arguments[2]) is Tensor:
+            return None
+        try:
+            return self._operators.get(self._configuration(*arguments))
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            return None  # the dispatcher, or who comes after it, has the words
+
     def _choose(self, key: tuple[Any, ...]) -> Kernel:
         choice = choose(self._request(*key))
         name = choice.implementation.name
@@ -86,16 +108,22 @@ class Route:
         if choice.implementation.level is KernelLevel.REFERENCE and choice.rejected:
             why = "; ".join(f"{name}: {', '.join(r)}" for name, r in choice.rejected.items())
             logger.warning("%s runs on the plain PyTorch reference: %s", self.operator, why)
-        kernel = _kernel(self.operator, choice)
-        device: torch.device = key[0]
-        if device.type == "cpu" or torch.cuda.device_count() == 1:
-            return kernel
+        kernel = _on(key[0], _kernel(self.operator, choice))
+        if choice.implementation.level is KernelLevel.COMPILED:
+            self._operators[key] = kernel
+        return kernel
 
-        def there(*arguments: Any) -> None:
-            with torch.cuda.device(device):
-                kernel(*arguments)
 
-        return there
+def _on(device: torch.device, kernel: Kernel) -> Kernel:
+    """A kernel that runs with its tensors' device current."""
+    if device.type == "cpu" or torch.cuda.device_count() == 1:
+        return kernel
+
+    def there(*arguments: Any) -> None:
+        with torch.cuda.device(device):
+            kernel(*arguments)
+
+    return there
 
 
 def _aligned(k: Tensor, v: Tensor) -> bool:

@@ -29,6 +29,8 @@ if torch.version.cuda or torch.version.hip:
     gpu_dispatch.register("CUDA")
 
 _CHECK_VALUES = os.environ.get("MAINBOARD_CHECK", "0") not in ("", "0")
+# On a GPU, kernels that were chosen before are called without PyTorch's dispatcher in between.
+_ROUTES = gpu_dispatch.ROUTES
 _attention = torch.ops.mainboard.attention.default
 _reshape_and_cache = torch.ops.mainboard.reshape_and_cache.default
 _merge_attention_states = torch.ops.mainboard.merge_attention_states.default
@@ -140,7 +142,7 @@ def attention(
         v_scale, deterministic, flags,
     )  # fmt: skip
     try:
-        _attention(*arguments)
+        (_ROUTES["attention"].direct(arguments) or _attention)(*arguments)
     except (RuntimeError, ValueError):
         validate.attention(*arguments)
         raise
@@ -180,7 +182,7 @@ def reshape_and_cache(
         _scale(k_scale, key), _scale(v_scale, key),
     )  # fmt: skip
     try:
-        _reshape_and_cache(*arguments)
+        (_ROUTES["reshape_and_cache"].direct(arguments) or _reshape_and_cache)(*arguments)
     except (RuntimeError, ValueError):
         validate.reshape_and_cache(*arguments)
         raise
@@ -328,7 +330,7 @@ def mla_decode(
         softmax_scale, causal, _scale(kv_scale, q), deterministic,
     )  # fmt: skip
     try:
-        _mla_decode(*arguments)
+        (_ROUTES["mla_decode"].direct(arguments) or _mla_decode)(*arguments)
     except (RuntimeError, ValueError):
         validate.mla_decode(*arguments)
         raise

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels import gpu_dispatch, library, support
@@ -110,6 +111,51 @@ def test_a_bad_call_is_refused_in_words(asked: list[Request]) -> None:
     with pytest.raises(ValueError, match=r"q has shape .* expected \[tokens, heads, head_dim\]"):
         fresh("attention")(*arguments)
     assert asked == []
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Route:
+    """A route to a compiled kernel that only counts its calls, in the place of attention's."""
+    implementation = Implementation("compiled", KernelLevel.COMPILED, lambda request: [])
+    monkeypatch.setattr(gpu_dispatch, "choose", lambda request: Choice(implementation, {}))
+    monkeypatch.setattr(gpu_dispatch, "_kernel", lambda operator, choice: lambda *given: None)
+    return fresh("attention")
+
+
+def test_a_known_kernel_is_called_directly(compiled: Route) -> None:
+    """Only what came through the dispatcher before, and of the same configuration."""
+    case = AttentionCase((1, 1), (9, 30), page_size=16)
+    arguments = tuple(attention_arguments(case))
+    assert compiled.direct(arguments) is None
+    compiled(*arguments)
+    known = compiled.direct(arguments)
+    assert known is not None
+    assert compiled.direct(tuple(attention_arguments(case))) is known
+    other = attention_arguments(AttentionCase((1, 1), (9, 30), page_size=16, softcap=5.0))
+    assert compiled.direct(tuple(other)) is None
+
+
+def test_what_watches_calls_keeps_the_dispatcher(compiled: Route) -> None:
+    """Modes, tensors of classes of their own and wrong arguments are the dispatcher's."""
+    arguments = tuple(attention_arguments(AttentionCase((1, 1), (9, 30))))
+    compiled(*arguments)
+    assert compiled.direct(arguments) is not None
+    with FakeTensorMode():
+        assert compiled.direct(arguments) is None
+    with torch.device("cpu"):
+        assert compiled.direct(arguments) is None
+    own = torch.nn.Parameter(arguments[1], requires_grad=False)
+    assert compiled.direct((arguments[0], own, *arguments[2:])) is None
+    assert compiled.direct((arguments[0][0, 0], *arguments[1:])) is None
+    assert compiled.direct((*arguments[:9], None, *arguments[10:])) is None
+
+
+def test_without_a_compiled_kernel_nothing_is_direct(asked: list[Request]) -> None:
+    """PyTorch checks and converts arguments of compiled operators only."""
+    route, arguments = fresh("attention"), attention_arguments(AttentionCase((1, 1), (9, 30)))
+    route(*arguments)
+    assert len(asked) == 1
+    assert route.direct(tuple(arguments)) is None
 
 
 @pytest.mark.parametrize(("queries", "bucket"), [(1, 1), (16, 16), (17, 32), (64, 64), (65, 128)])

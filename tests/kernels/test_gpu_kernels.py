@@ -185,6 +185,17 @@ def test_graph_replays_with_other_lengths() -> None:
     assert (out[4:] == 7.0).all()
 
 
+def test_a_call_without_the_dispatcher_gives_the_same_bits() -> None:
+    """The first call goes through it, later ones need not, and a watcher brings it back."""
+    case = AttentionCase((1, 1), (900, 30), 16, 4, 128, dtype=torch.bfloat16, page_size=16)
+    given = case.inputs("cuda")
+    outs = [attention(given.q, given.k, given.v, **given.options) for _ in range(2)]
+    with torch.device("cuda"):
+        outs.append(attention(given.q, given.k, given.v, **given.options))
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
 @pytest.mark.parametrize(("queries", "flagged"), [(1, False), (200, False), (200, True)])
 def test_compile_sees_through_the_triton_operators(queries: int, flagged: bool) -> None:
     """Under torch.compile, in one graph, they give what the operator gives."""
