@@ -1,4 +1,5 @@
-// Attention for many query rows on AMX tiles: bfloat16, and float16 as pairs of bfloat16.
+// Attention for many query rows on AMX tiles: bfloat16, and float16 as it is where the processor
+// multiplies that (MAINBOARD_AMX_FP16), as pairs of bfloat16 where it does not.
 //
 // A work item's queries are packed once. Keys and values are packed a chunk at a time, small enough
 // for the second-level cache, and every panel of 32 queries runs through the chunk's blocks while
@@ -19,7 +20,14 @@ constexpr int64_t kChunkFloats = 128 * 1024;  // of packed keys and values, at m
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kLowest = -3.0e38f;  // reference of a query that has seen no key
 
-inline int tile_parts(const Attention& a) { return a.q.dtype == DType::f16 ? 2 : 1; }
+#if defined(MAINBOARD_AMX_FP16)
+constexpr Operands kFloat16Operands = Operands::float16;
+#else
+constexpr Operands kFloat16Operands = Operands::pairs;
+#endif
+inline int tile_parts(const Attention& a) {
+  return a.q.dtype == DType::f16 ? kParts<kFloat16Operands> : 1;
+}
 
 inline bool amx_serves(const Attention& a) {
   return a.q.dtype == a.k.dtype && (a.q.dtype == DType::bf16 || a.q.dtype == DType::f16);
@@ -122,7 +130,7 @@ inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
 }
 
 // The stream of steps: each is the next, then the current, then the last one.
-template <int Parts, Score kScore>
+template <Operands kOperands, Score kScore>
 class TileStream {
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileSizes& sizes, float* scratch)
@@ -154,7 +162,7 @@ class TileStream {
     } else if (hidden) {
       hide_products<kScore>(plan_.factors, next, top);
     }
-    follow_peak(next, top);
+    follow_peak<kOperands>(next, top);
     ++count_;
   }
 
@@ -165,7 +173,7 @@ class TileStream {
     run(nullptr, no_peaks);
     MAINBOARD_TILE_FENCE;
     for (int c = 0; c < shape_.columns; c += 2) {
-      multiply_values<Parts>(shape_, *now(), c, NoSlice());
+      multiply_values<kOperands>(shape_, *now(), c, NoSlice());
     }
     MAINBOARD_TILE_FENCE;
     count_ = 0;
@@ -178,16 +186,16 @@ class TileStream {
   void run(const TileStep* next, Vec* top) {
     if (now() == nullptr) {
       MAINBOARD_TILE_FENCE;
-      for (int i = 0; i < next->depth; ++i) multiply_keys<Parts>(shape_, *next, i, NoSlice());
+      for (int i = 0; i < next->depth; ++i) multiply_keys<kOperands>(shape_, *next, i, NoSlice());
       Peak<kScore> peak(plan_.factors, *next);
       for (int i = 0; i < next->depth * kTileDims; ++i) peak.row(i);
       for (int half = 0; half < 2; ++half) top[half] = peak.result(plan_.factors, *next, half);
       return;
     }
     if (now()->shaped) {
-      run_step<Parts, Score::plain, kScore>(shape_, plan_.factors, next, now(), before(), top);
+      run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, now(), before(), top);
     } else {
-      run_step<Parts, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
+      run_step<kOperands, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
     }
     if (now()->moved) keep_output(*now(), shape_);
   }
@@ -277,7 +285,7 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
   }
 }
 
-template <int Parts, Score kScore>
+template <Operands kOperands, Score kScore>
 inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
                          float* scratch) {
   const TileSizes sizes(a);
@@ -299,14 +307,14 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
     const char* query[kTilePanel];
     begin_tile_panel(a, w, i * kTilePanel, rows, panel[i], query);
     auto* q = reinterpret_cast<uint32_t*>(take(sizes.q));
-    pack_queries<Parts>(query, dim, q);
+    pack_queries<kParts<kOperands>>(query, dim, q);
     panel[i].q = q;
     panel[i].o = take(sizes.o);
     std::memset(panel[i].o, 0, sizeof(float) * sizes.o);
   }
 
   const TileSession session;
-  TileStream<Parts, kScore> stream(a, plan, sizes, stream_memory);
+  TileStream<kOperands, kScore> stream(a, plan, sizes, stream_memory);
   const int64_t chunk = int64_t{sizes.chunk_blocks} * kTileKeys;
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
@@ -314,9 +322,9 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
     for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
       const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
       key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_keys<Parts>(row, n, dim, keys + b * sizes.k);
+      pack_keys<kParts<kOperands>>(row, n, dim, keys + b * sizes.k);
       key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_values<Parts>(row, n, value_dim, values + b * sizes.v);
+      pack_values<kParts<kOperands>>(row, n, value_dim, values + b * sizes.v);
     }
     for (int i = 0; i < panels; ++i) {
       for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
@@ -338,25 +346,25 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
   }
 }
 
-template <int Parts>
-inline void attend_parts(const Attention& a, const WorkItem& w, float* scratch) {
+template <Operands kOperands>
+inline void attend_scored(const Attention& a, const WorkItem& w, float* scratch) {
   const ScorePlan plan(a, w);
   switch (plan.score) {
     case Score::plain:
-      return attend_tiles<Parts, Score::plain>(a, w, plan, scratch);
+      return attend_tiles<kOperands, Score::plain>(a, w, plan, scratch);
     case Score::linear:
-      return attend_tiles<Parts, Score::linear>(a, w, plan, scratch);
+      return attend_tiles<kOperands, Score::linear>(a, w, plan, scratch);
     case Score::capped:
-      return attend_tiles<Parts, Score::capped>(a, w, plan, scratch);
+      return attend_tiles<kOperands, Score::capped>(a, w, plan, scratch);
   }
 }
 
 // Attends one work item of at most kTileBlockRows rows.
 inline void attend_amx(const Attention& a, const WorkItem& w, float* scratch) {
-  if (tile_parts(a) == 1) {
-    attend_parts<1>(a, w, scratch);
+  if (a.q.dtype == DType::f16) {
+    attend_scored<kFloat16Operands>(a, w, scratch);
   } else {
-    attend_parts<2>(a, w, scratch);
+    attend_scored<Operands::bfloat16>(a, w, scratch);
   }
 }
 

@@ -119,11 +119,11 @@ struct SofteningHalf {
 };
 
 // Exponentials of a block's scores, two keys of 16 queries at a time.
-template <int Parts, Score kScore>
+template <Operands kOperands, Score kScore>
 struct Softening {
   const float* scores;
   uint32_t* weights;
-  Exp2<Parts == 1 ? 4 : 5> exp2;
+  Exp2<kOperands == Operands::bfloat16 ? 4 : 5> exp2;
   Vec factor, cap;
   SofteningHalf low, high;
   __m512i order;
@@ -168,9 +168,9 @@ struct Softening {
     uint32_t* row = weights + half * kWeightDepth * kTileWords + i * kTile;
     const Vec even = weight(product, 2 * i, h), odd = weight(product + kTilePanel, 2 * i + 1, h);
     h.sum = h.sum + (even + odd);
-    const __m512i both = _mm512_permutexvar_epi16(order, round_both(even, odd));
+    const __m512i both = _mm512_permutexvar_epi16(order, round_weights<kOperands>(even, odd));
     _mm512_store_si512(row, both);
-    if constexpr (Parts == 2) {
+    if constexpr (kOperands == Operands::pairs) {
       const Vec even_rest = even - _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
       const __m512i upper = _mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
       const Vec odd_rest = odd - _mm512_castsi512_ps(upper);
@@ -219,14 +219,17 @@ struct Peak {
 
 // A panel's reference follows its peak only when the peak has left it by 2^8, which a float32
 // bears easily; most blocks then leave the output as it is.
+template <Operands kOperands>
 inline void follow_peak(TileStep& s, const Vec* top) {
   TilePanel& p = *s.panel;
-  const Vec slack = set1(8.0f);
+  // A float16 is kept whole only down to 2^-14, so weights in it stand 2^7 higher.
+  const Vec lift = set1(kOperands == Operands::float16 ? 7.0f : 0.0f);
+  const Vec slack = set1(8.0f) + lift;
   __mmask16 moved = 0;
   for (int half = 0; half < 2; ++half) {
     const Vec before = load(p.reference + half * kTile);
     const __mmask16 up = _mm512_cmp_ps_mask(top[half], before + slack, _CMP_GT_OQ);
-    const Vec after = _mm512_mask_mov_ps(before, up, top[half]);
+    const Vec after = _mm512_mask_sub_ps(before, up, top[half], lift);
     const Vec keep = _mm512_mask_mov_ps(set1(1.0f), up, exp2_exact(before - after));
     store(p.reference + half * kTile, after);
     store(p.sum + half * kTile, load(p.sum + half * kTile) * keep);
@@ -247,10 +250,10 @@ inline void keep_output(const TileStep& s, const TileShape& shape) {
 
 // Which part of the left and of the right operand each product takes. A score needs all four, since
 // its error is not relative to it; of an output, the product of both rests is below what is kept.
-template <int Parts>
-constexpr int kKeyProducts = Parts * Parts;
-template <int Parts>
-constexpr int kValueProducts = Parts == 1 ? 1 : 3;
+template <Operands kOperands>
+constexpr int kKeyProducts = kParts<kOperands> * kParts<kOperands>;
+template <Operands kOperands>
+constexpr int kValueProducts = kParts<kOperands> == 1 ? 1 : 3;
 constexpr int kLeftPart[4] = {0, 0, 1, 1}, kRightPart[4] = {0, 1, 0, 1};
 
 using LowHalf = std::integral_constant<int, 0>;
@@ -262,20 +265,20 @@ struct NoSlice {
 
 // Four products of two tiles each of the left operand (4, 5) and of the right one (6, 7), a slice
 // of other work after each.
-template <class Slice>
+template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_four(const uint32_t* left, int left_words, const uint32_t* right,
                                     int right_words, Slice&& slice) {
   _tile_stream_loadd(4, left, kTileBytes);
   _tile_loadd(6, right, kTileBytes);
-  _tile_dpbf16ps(0, 4, 6);
+  MAINBOARD_MULTIPLY(kOperands, 0, 4, 6);
   slice(LowHalf());
   _tile_loadd(7, right + right_words, kTileBytes);
-  _tile_dpbf16ps(1, 4, 7);
+  MAINBOARD_MULTIPLY(kOperands, 1, 4, 7);
   slice(HighHalf());
   _tile_stream_loadd(5, left + left_words, kTileBytes);
-  _tile_dpbf16ps(2, 5, 6);
+  MAINBOARD_MULTIPLY(kOperands, 2, 5, 6);
   slice(LowHalf());
-  _tile_dpbf16ps(3, 5, 7);
+  MAINBOARD_MULTIPLY(kOperands, 3, 5, 7);
   slice(HighHalf());
 }
 
@@ -290,7 +293,7 @@ MAINBOARD_INLINE void store_four(float* to) {
 }
 
 // The scores of keys [32 pair, 32 pair + 32) of a block.
-template <int Parts, class Slice>
+template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, int pair,
                                     Slice&& slice) {
   const int steps = shape.steps;
@@ -298,11 +301,11 @@ MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, i
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int product = 0; product < kKeyProducts<Parts>; ++product) {
+  for (int product = 0; product < kKeyProducts<kOperands>; ++product) {
     const uint32_t* k = s.k + (kLeftPart[product] * 4 + pair * 2) * steps * kTileWords;
     const uint32_t* q = s.panel->q + kRightPart[product] * steps * 2 * kTileWords;
     for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
-      multiply_four(k, steps * kTileWords, q, kTileWords, slice);
+      multiply_four<kOperands>(k, steps * kTileWords, q, kTileWords, slice);
     }
   }
   store_four(s.scores + pair * kTileDims * kTilePanel);
@@ -310,7 +313,7 @@ MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, i
 }
 
 // o += v p for 32 elements of the values.
-template <int Parts, class Slice>
+template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s, int column,
                                       Slice&& slice) {
   constexpr int kDepth = kWeightDepth;
@@ -320,28 +323,28 @@ MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s,
   _tile_loadd(2, o + kTile * kTilePanel, kPanelStride);
   _tile_loadd(3, o + kTile * kTilePanel + kTile, kPanelStride);
 #pragma GCC unroll 3
-  for (int product = 0; product < kValueProducts<Parts>; ++product) {
+  for (int product = 0; product < kValueProducts<kOperands>; ++product) {
     const uint32_t* v = s.v + (kLeftPart[product] * shape.columns + column) * kDepth * kTileWords;
     const uint32_t* p = s.weights + kRightPart[product] * kDepth * 2 * kTileWords;
     for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
-      multiply_four(v, kDepth * kTileWords, p, kDepth * kTileWords, slice);
+      multiply_four<kOperands>(v, kDepth * kTileWords, p, kDepth * kTileWords, slice);
     }
   }
   store_four(o);
 }
 
 // The vectors' work of one step, handed out after each product.
-template <int Parts, Score kNow, Score kNext>
+template <Operands kOperands, Score kNow, Score kNext>
 struct Slices {
-  Softening<Parts, kNow> soft;
+  Softening<kOperands, kNow> soft;
   Peak<kNext> peak;
   int64_t pairs, rows, pairs_each, rows_each, low_pair = 0, high_pair = 0, row = 0;
 
   MAINBOARD_INLINE Slices(const TileShape& shape, const ScoreFactors& f, const TileStep& now,
                           const TileStep& next)
       : soft(f, now), peak(f, next) {
-    const int value_products = kValueProducts<Parts> * shape.columns * 4;
-    const int products = kKeyProducts<Parts> * shape.steps * 8 + value_products;
+    const int value_products = kValueProducts<kOperands> * shape.columns * 4;
+    const int products = kKeyProducts<kOperands> * shape.steps * 8 + value_products;
     pairs = now.depth * kTileDims / 2;
     rows = next.depth * kTileDims;
     pairs_each = (kTileKeys + products - 1) / products;
@@ -361,22 +364,22 @@ struct Slices {
 
 // The softmax of `now` between the scores of `next` and the values of `before`; `next` and
 // `before` may be null. Afterwards `now` has weights and `next` has scores and `top`, its peaks.
-template <int Parts, Score kNow, Score kNext>
+template <Operands kOperands, Score kNow, Score kNext>
 inline void run_step(const TileShape& shape, const ScoreFactors& f, const TileStep* next,
                      const TileStep* now, const TileStep* before, Vec* top) {
-  Slices<Parts, kNow, kNext> work(shape, f, *now, next != nullptr ? *next : *now);
+  Slices<kOperands, kNow, kNext> work(shape, f, *now, next != nullptr ? *next : *now);
   MAINBOARD_TILE_FENCE;
   if (next != nullptr) {
     auto slice = [&](auto half)
                      __attribute__((always_inline)) { work.soften(half, work.pairs_each); };
-    for (int i = 0; i < next->depth; ++i) multiply_keys<Parts>(shape, *next, i, slice);
+    for (int i = 0; i < next->depth; ++i) multiply_keys<kOperands>(shape, *next, i, slice);
   }
   if (before != nullptr) {
     auto slice = [&](auto half) __attribute__((always_inline)) {
       work.soften(half, work.pairs_each);
       work.find_peaks(work.rows_each);
     };
-    for (int c = 0; c < shape.columns; c += 2) multiply_values<Parts>(shape, *before, c, slice);
+    for (int c = 0; c < shape.columns; c += 2) multiply_values<kOperands>(shape, *before, c, slice);
   }
   work.soften(LowHalf(), kTileKeys);
   work.soften(HighHalf(), kTileKeys);

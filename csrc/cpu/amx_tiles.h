@@ -1,7 +1,7 @@
 // Operands of the AMX kernel: queries, keys and values packed into tiles of 16 rows of 64 bytes.
 //
-// Parts is how many bfloat16 numbers stand for one element: 1, or 2 (a rounded value and what it
-// lacks), which hold a float16 exactly.
+// Parts is how many 16-bit numbers stand for one element: 1, or 2 bfloat16 (a rounded value and
+// what it lacks), which hold a float16 exactly.
 #pragma once
 
 #include "csrc/cpu/rows.h"
@@ -17,6 +17,27 @@ constexpr int kTileWords = kTile * kTile;
 constexpr int kTilePanel = 2 * kTile;                // queries that go together
 constexpr int kTileKeys = 64;                        // keys that go together
 constexpr int kWeightDepth = kTileKeys / kTileDims;  // their tiles of weights
+
+// What tiles hold: the elements as they are, or each float16 as a pair of bfloat16.
+enum class Operands { bfloat16, pairs, float16 };
+template <Operands kOperands>
+constexpr int kParts = kOperands == Operands::pairs ? 2 : 1;
+
+// Products of float16, which processors from Granite Rapids have and gcc 12 cannot spell:
+// VEX.128.F2.0F38.W0 5C. The three are numbers of tiles.
+#if !defined(_tile_dpfp16ps)
+#define _tile_dpfp16ps(sum, left, right)                                          \
+  asm volatile(".byte 0xc4, 0xe2, %c0, 0x5c, %c1" ::"i"((15 - (right)) << 3 | 3), \
+               "i"(0xc0 | (sum) << 3 | (left)))
+#endif
+#define MAINBOARD_MULTIPLY(operands, sum, left, right) \
+  do {                                                 \
+    if constexpr (operands == Operands::float16) {     \
+      _tile_dpfp16ps(sum, left, right);                \
+    } else {                                           \
+      _tile_dpbf16ps(sum, left, right);                \
+    }                                                  \
+  } while (false)
 
 // gcc 12 tells the optimiser neither that these read memory nor all that they read.
 #define MAINBOARD_TILE_FENCE asm volatile("" ::: "memory")
@@ -91,6 +112,16 @@ inline Vec widen_half(__m512i both, int half) {
 // What bfloat16 loses of both.
 inline __m512i round_rest(Vec even, Vec odd, __m512i both) {
   return round_both(even - widen_half(both, 0), odd - widen_half(both, 1));
+}
+
+inline __m512i round_halves(Vec even, Vec odd) {
+  const __m256i low = _mm512_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low),
+                            _mm512_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+template <Operands kOperands>
+inline __m512i round_weights(Vec even, Vec odd) {
+  return kOperands == Operands::float16 ? round_halves(even, odd) : round_both(even, odd);
 }
 
 // Elements [32 step, 32 step + 32) of a row as Parts vectors of bfloat16; zero from `dim` on.
@@ -206,12 +237,7 @@ inline void store_outputs(const float* o, Vec weight, int dim, DType dtype, char
         continue;
       }
       const Vec odd = load(at + kTilePanel) * weight;
-      __m512i both = round_both(even, odd);
-      if (dtype == DType::f16) {
-        both = _mm512_inserti64x4(
-            _mm512_castsi256_si512(_mm512_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT)),
-            _mm512_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT), 1);
-      }
+      const __m512i both = dtype == DType::f16 ? round_halves(even, odd) : round_both(even, odd);
       word[i] = _mm512_permutexvar_epi16(order, both);
     }
     transpose_words(word);

@@ -53,6 +53,11 @@ bool has_avx512() {
   return false;
 #endif
 }
+[[maybe_unused]] bool has_amx_fp16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kFloat16 = 1u << 21;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kFloat16) != 0 && has_amx();
+}
 #elif defined(__aarch64__)
 bool has_neon_bf16() {
 #if defined(__linux__)
@@ -68,8 +73,11 @@ bool runs_here(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #if defined(MAINBOARD_EMULATED_AMX)
-  if (isa == "amx") return has_avx512() && __builtin_cpu_supports("avx512bf16");
+  if (isa == "amx" || isa == "amx_fp16") {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+  }
 #else
+  if (isa == "amx_fp16") return has_avx512() && has_amx_fp16();
   if (isa == "amx") return has_avx512() && has_amx();
 #endif
   if (isa == "avx512") return has_avx512();

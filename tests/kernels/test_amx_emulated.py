@@ -29,7 +29,7 @@ import torch
 from mainboard.kernels import library
 from mainboard.testing.attention_cases import AttentionCase, check_case, draw_case
 
-assert library.libraries()[0].active == "amx", library.libraries()[0]
+assert library.libraries()[0].active == {isa!r}, library.libraries()[0]
 """
 DRAWN = """
 for seed in range(0, 240):
@@ -57,9 +57,9 @@ check_case(AttentionCase((70,), (300,), head_dim=192, value_dim=80, dtype=shape[
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 
-def run(code: str, tmp_path: Path) -> None:
-    """Run code in a fresh interpreter with the AMX kernels forced."""
-    environ = os.environ | {"MAINBOARD_CPU_ISA": "amx"}
+def run(code: str, isa: str, tmp_path: Path) -> None:
+    """Run code in a fresh interpreter with kernels forced."""
+    environ = os.environ | {"MAINBOARD_CPU_ISA": isa}
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
@@ -71,12 +71,16 @@ def run(code: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_drawn_cases(emulated_library: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("isa", ["amx", "amx_fp16"])
+def test_drawn_cases(emulated_library: Path, tmp_path: Path, isa: str) -> None:
     """The drawn cases, of every type, agree with float64."""
-    run(CHECK.format(path=str(emulated_library)) + DRAWN, tmp_path)
+    run(CHECK.format(path=str(emulated_library), isa=isa) + DRAWN, isa, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_long_cases(emulated_library: Path, tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [("amx", "bfloat16"), ("amx", "float16"), ("amx_fp16", "float16")]
+)
+def test_long_cases(emulated_library: Path, tmp_path: Path, isa: str, dtype: str) -> None:
     """Streams of many blocks agree with float64, in every way to make scores."""
-    run(CHECK.format(path=str(emulated_library)) + LONG.format(dtype=dtype), tmp_path)
+    check = CHECK.format(path=str(emulated_library), isa=isa)
+    run(check + LONG.format(dtype=dtype), isa, tmp_path)

@@ -182,8 +182,9 @@ class AttentionCase:
         """Whether the kernels there round softmax weights to `dtype` for a matrix unit."""
         if device != "cpu" or library.active_level() is library.KernelLevel.TRITON:
             return self.dtype.itemsize == 2
-        amx = library.libraries()[0].active == "amx"
-        return amx and self.dtype is torch.bfloat16 and self.cache_dtype in (None, self.dtype)
+        tiles = {"amx": (torch.bfloat16,), "amx_fp16": (torch.bfloat16, torch.float16)}
+        served = tiles.get(library.libraries()[0].active or "", ())
+        return self.dtype in served and self.cache_dtype in (None, self.dtype)
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
         """The weighted sum of the values' magnitudes: what rounding the weights is relative to."""

@@ -40,7 +40,10 @@ inline float widen(uint16_t bits) {
   return x;
 }
 
+inline float widen_half(uint16_t bits) { return _cvtsh_ss(bits); }
+
 // C[m][n] += sum over pairs of A[m][2 k], A[m][2 k + 1] times B[k][2 n], B[k][2 n + 1].
+template <float (*widen)(uint16_t)>
 inline void multiply_add(int c, int a, int b) {
   for (int m = 0; m < kRows; ++m) {
     float sum[16];
@@ -76,4 +79,5 @@ inline void multiply_add(int c, int a, int b) {
 #define _tile_stream_loadd(t, base, stride) amx_emulation::load(t, base, stride)
 #define _tile_stored(t, base, stride) amx_emulation::store(t, base, stride)
 #define _tile_zero(t) std::memset(&amx_emulation::tile[t], 0, sizeof(amx_emulation::Tile))
-#define _tile_dpbf16ps(c, a, b) amx_emulation::multiply_add(c, a, b)
+#define _tile_dpbf16ps(c, a, b) amx_emulation::multiply_add<amx_emulation::widen>(c, a, b)
+#define _tile_dpfp16ps(c, a, b) amx_emulation::multiply_add<amx_emulation::widen_half>(c, a, b)
