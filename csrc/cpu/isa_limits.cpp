@@ -1,6 +1,7 @@
 // One instruction set's limits, compiled like isa.cpp.
 #include "csrc/cpu/amx.h"
 #include "csrc/cpu/exponential.h"
+#include "csrc/cpu/formats.h"
 #include "csrc/cpu/limits.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
@@ -41,6 +42,24 @@ static double multiply_add() {
   keep(sum[0]);
   return 2.0 * kSums * kLanes * kRounds;
 }
+
+#if defined(__AVX512BF16__)
+static double multiply_pairs() {
+  constexpr int kSums = 10, kRounds = 1 << 14;
+  Vec sum[kSums];
+  for (int j = 0; j < kSums; ++j) sum[j] = set1(static_cast<float>(j));
+  const Vec ones = _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80));
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) sum[j] = BFloat16Pairs::multiply(ones, ones, sum[j]);
+  }
+  for (int j = 1; j < kSums; ++j) sum[0] = sum[0] + sum[j];
+  keep(sum[0]);
+  return 2.0 * BFloat16Pairs::kPack * kSums * kLanes * kRounds;
+}
+#else
+constexpr double (*multiply_pairs)() = nullptr;
+#endif
 
 #if defined(__AMX_BF16__)
 static double multiply_tiles() {
@@ -115,6 +134,7 @@ extern const Limits limits;
 const Limits limits = {
     read,
     multiply_add,
+    multiply_pairs,
 #if defined(__AMX_BF16__)
     multiply_tiles,
     exponentials,

@@ -179,11 +179,13 @@ class AttentionCase:
         return caches[0], caches[1]
 
     def rounds_weights(self, device: str) -> bool:
-        """Whether the kernels there round softmax weights to `dtype` for a matrix unit."""
+        """Whether the kernels there round softmax weights to `dtype` before multiplying them."""
         if device != "cpu" or library.active_level() is library.KernelLevel.TRITON:
             return self.dtype.itemsize == 2
-        amx = library.libraries()[0].active == "amx"
-        return amx and self.dtype is torch.bfloat16 and self.cache_dtype in (None, self.dtype)
+        if self.dtype is not torch.bfloat16:
+            return False
+        active, stored_alike = library.libraries()[0].active, self.cache_dtype in (None, self.dtype)
+        return active == "avx512_bf16" or (active == "amx" and stored_alike)
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
         """The weighted sum of the values' magnitudes: what rounding the weights is relative to."""
