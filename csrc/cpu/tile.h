@@ -7,6 +7,7 @@
 // formats (formats.h): a float32, or two bfloat16 that follow each other along the sum.
 #pragma once
 
+#include "csrc/cpu/ahead.h"
 #include "csrc/cpu/formats.h"
 #include "csrc/cpu/panel.h"
 
@@ -14,7 +15,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 // kAccumulators and their operands fill the registers.
 #if defined(__AVX512F__)
-constexpr int kAccumulators = 24, kBlockRows = 192;
+constexpr int kAccumulators = 24, kBlockRows = 384;
 #else
 constexpr int kAccumulators = 12, kBlockRows = 192;
 #endif
@@ -22,6 +23,9 @@ constexpr int kAccumulators = 12, kBlockRows = 192;
 constexpr int kPanelsPerBlock = kBlockRows / kPanel;
 constexpr int kBlockKeys = 128;
 constexpr int kKeyStep = 8;
+
+// A block's queries or outputs, and the next block's keys and values.
+using BlockAhead = Ahead<kBlockRows + 2 * kBlockKeys>;
 
 // C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
 // B and C have kPanel columns. Without `keep`, C is overwritten.
@@ -54,13 +58,14 @@ inline void multiply_rows(int depth, const float* a, int64_t row, int64_t step, 
   }
 }
 
-// The same for any number of rows.
+// The same for any number of rows, asking for what comes next meanwhile.
 template <class Format, int NV>
 inline void multiply(int rows, int depth, const float* a, int64_t row, int64_t step, const float* b,
-                     const Vec* keep, float* c) {
+                     const Vec* keep, float* c, BlockAhead& ahead) {
   constexpr int kWide = kAccumulators / NV > 8 ? 8 : kAccumulators / NV;
   int r = 0;
   for (; r + kWide <= rows; r += kWide) {
+    ahead.ask();
     multiply_rows<Format, kWide, NV>(depth, a + r * row, row, step, b, keep, c + r * kPanel);
   }
   if constexpr (kWide > 4) {
@@ -83,10 +88,10 @@ struct KeyBlock {
 // One panel against the keys [key, key + n), whose first is the block's key `from`.
 template <class Format, int NV>
 inline void attend_panel(const Attention& a, Panel& p, const KeyBlock& block, int64_t key, int from,
-                         int n, float* scores) {
+                         int n, float* scores, BlockAhead& ahead) {
   constexpr int kPack = Format::kPack;
   const int dim = block.dim, value_dim = block.value_dim;
-  multiply<Format, NV>(n, dim, block.k + from * dim, dim, 1, p.q, nullptr, scores);
+  multiply<Format, NV>(n, dim, block.k + from * dim, dim, 1, p.q, nullptr, scores, ahead);
   const float factor = shape_scores<NV>(a, p, key, n, block.scale, scores);
   for (; n % kPack != 0; ++n) {
     for (int i = 0; i < kPanel; ++i) scores[n * kPanel + i] = -INFINITY;
@@ -94,7 +99,7 @@ inline void attend_panel(const Attention& a, Panel& p, const KeyBlock& block, in
   Vec keep[NV];
   soften<Format, NV>(p, n, factor, scores, keep);
   multiply<Format, NV>(value_dim, n / kPack, block.v + from / kPack * value_dim, 1, value_dim,
-                       scores, keep, p.o);
+                       scores, keep, p.o, ahead);
 }
 
 template <class Format>
@@ -103,6 +108,7 @@ inline void load_queries(const Attention& a, const WorkItem& w, int64_t row, int
   const int dim = static_cast<int>(a.head_dim);
   const int64_t line = whole_vecs(Format::words(dim));
   const float scale = score_scale(a, w.kv_head);
+  rows = rows - row < kPanel ? rows - row : kPanel;
   for (int first = 0; first < p.vecs * kLanes; first += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
       const LaneRow at = lane_row(a, w, row, rows, first + j);
@@ -123,6 +129,36 @@ inline void load_keys(const Attention& a, const WorkItem& w, int64_t key, int n,
   Format::load_keys(a.k.dtype, stored, n, static_cast<int>(a.head_dim), block.k);
   key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, stored);
   Format::load_values(a.v.dtype, stored, n, block.value_dim, line, block.v);
+}
+
+// The rows of q or of the output that a work item's panels from `first_row` on hold.
+inline void look_ahead(const Attention& a, const WorkItem& w, const Rows& tokens, int64_t dim,
+                       int64_t first_row, int64_t rows, BlockAhead& ahead) {
+  if (rows <= first_row) return;
+  const int count = static_cast<int>(rows - first_row);
+  const char** to = ahead.add(count, dim * size_of(tokens.dtype));
+  for (int i = 0; i < count; ++i) {
+    const LaneRow at = lane_row(a, w, first_row, count, i);
+    to[i] = tokens.at(w.sequence.query_begin + at.token, 0, at.head);
+  }
+}
+
+// What is needed after the block of keys that begins at `key`, to be asked for during it.
+inline void look_ahead(const Attention& a, const WorkItem& w, int64_t key, int panels,
+                       BlockAhead& ahead) {
+  const int64_t rows = (w.query_end - w.query_begin) * a.group, next = key + kBlockKeys;
+  const int n = static_cast<int>(clamp(w.key_end - next, 0, kBlockKeys));
+  ahead.clear();
+  if (key == w.key_begin) look_ahead(a, w, a.q, a.head_dim, kPanel, rows, ahead);
+  if (n > 0) {
+    key_rows(a.k, w.sequence, a.page_size, next, w.kv_head, n,
+             ahead.add(n, a.head_dim * size_of(a.k.dtype)));
+    key_rows(a.v, w.sequence, a.page_size, next, w.kv_head, n,
+             ahead.add(n, a.value_dim * size_of(a.v.dtype)));
+  } else if (w.partial == nullptr && key > w.key_begin) {
+    look_ahead(a, w, a.out, a.value_dim, 0, rows, ahead);
+  }
+  ahead.spread(panels * (kBlockKeys + a.value_dim) / kKeyStep);
 }
 
 // Where a work item's parts lie in its working memory, in floats.
@@ -162,24 +198,26 @@ inline void attend_blocks(const Attention& a, const WorkItem& w, float* scratch)
     const int64_t left = rows - i * kPanel;
     const int64_t in_panel = left < kPanel ? left : kPanel;
     begin_panel(a, w, i * kPanel, in_panel, panel[i]);
-    load_queries<Format>(a, w, i * kPanel, in_panel, lines, panel[i]);
   }
 
+  BlockAhead ahead;
   for (int64_t key = w.key_begin; key < w.key_end; key += kBlockKeys) {
     const int n = static_cast<int>(clamp(w.key_end - key, 0, kBlockKeys));
     load_keys<Format>(a, w, key, n, lines, block);
+    look_ahead(a, w, key, panels, ahead);
     for (int i = 0; i < panels; ++i) {
       Panel& p = panel[i];
+      if (key == w.key_begin) load_queries<Format>(a, w, i * kPanel, rows, lines, p);
       if (!sees(p, key, n)) continue;
       // Only the keys that some query sees, in whole steps of the product's rows.
       const int skip = static_cast<int>(clamp(p.any.first - key, 0, n)) / kKeyStep * kKeyStep;
       const int seen = static_cast<int>(clamp(p.any.last + 1 - key, 0, n)) - skip;
       if (p.vecs == 1) {
-        attend_panel<Format, 1>(a, p, block, key + skip, skip, seen, scores);
+        attend_panel<Format, 1>(a, p, block, key + skip, skip, seen, scores, ahead);
       } else if (p.vecs == 2) {
-        attend_panel<Format, 2>(a, p, block, key + skip, skip, seen, scores);
+        attend_panel<Format, 2>(a, p, block, key + skip, skip, seen, scores, ahead);
       } else {
-        attend_panel<Format, 3>(a, p, block, key + skip, skip, seen, scores);
+        attend_panel<Format, 3>(a, p, block, key + skip, skip, seen, scores, ahead);
       }
     }
   }
