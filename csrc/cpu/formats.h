@@ -8,6 +8,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 // One float32 a word.
 struct Float32Words {
   static constexpr int kPack = 1;               // elements in a word
+  static constexpr int kExponentialPowers = 5;  // of the softmax
   static constexpr bool kScalesQueries = true;  // queries carry the softmax's scale
   static int64_t words(int64_t n) { return n; }
 
@@ -37,6 +38,7 @@ struct Float32Words {
 // bits of the softmax's weights: what is stored in 8 bits fits into a bfloat16.
 struct BFloat16Pairs {
   static constexpr int kPack = 2;
+  static constexpr int kExponentialPowers = 4;   // its error is 1/700 of a weight's rounding
   static constexpr bool kScalesQueries = false;  // a scaled query would have to be rounded
   static int64_t words(int64_t n) { return (n + 1) / 2; }
   static bool holds(DType dtype) { return dtype == DType::bf16 || size_of(dtype) == 1; }

@@ -1,8 +1,8 @@
 // One instruction set's limits, compiled like isa.cpp.
 #include "csrc/cpu/amx.h"
-#include "csrc/cpu/exponential.h"
 #include "csrc/cpu/formats.h"
 #include "csrc/cpu/limits.h"
+#include "csrc/cpu/panel.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
@@ -82,12 +82,10 @@ static double multiply_tiles() {
 }
 #endif
 
-#if defined(__AMX_BF16__)
-using SoftmaxExponential = Exp2<4>;
+#if defined(__AVX512BF16__)
+using SoftmaxExponential = Exponential<BFloat16Pairs>;
 #else
-struct SoftmaxExponential {
-  Vec operator()(Vec x) const { return exp_nonpositive(x); }
-};
+using SoftmaxExponential = Exponential<Float32Words>;
 #endif
 
 static double exponentials() {
@@ -125,7 +123,7 @@ static void exp_of(const float* x, float* y, int64_t n) {
 static void tanh_of(const float* x, float* y, int64_t n) {
   map(x, y, n, [](Vec v) { return tanh(v); });
 }
-#if defined(__AMX_BF16__)
+#if defined(__AVX512F__)
 static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
 static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
 #endif
@@ -137,10 +135,14 @@ const Limits limits = {
     multiply_pairs,
 #if defined(__AMX_BF16__)
     multiply_tiles,
+#else
+    nullptr,
+#endif
     exponentials,
+#if defined(__AVX512F__)
     {{"exp", exp_of}, {"tanh", tanh_of}, {"exp2", exp2_of}, {"short exp2", short_exp2_of}, {}},
 #else
-    nullptr, exponentials, {{"exp", exp_of}, {"tanh", tanh_of}, {}},
+    {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif
 };
 

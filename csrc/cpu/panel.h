@@ -10,38 +10,76 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 constexpr int kPanelVecs = 3;  // most vectors of queries in a panel
 constexpr int kPanel = kPanelVecs * kLanes;
 
+// The softmax's own exponential and softcap. Exponents are scores times kExponents.
+#if defined(__AVX512F__)
+constexpr float kExponents = 1.44269504f;
+template <class Format>
+using Exponential = Exp2<Format::kExponentialPowers>;
+struct Softcap {
+  Exp2<5> exp2;
+  Vec cap, gain;
+  Softcap(float limit, float scale)
+      : cap(set1(limit)), gain(set1(2.0f * 1.44269504f * scale / limit)) {}
+  Vec operator()(Vec product) const { return cap_score(exp2, product * gain, cap, zero()); }
+};
+#else
+constexpr float kExponents = 1.0f;
+template <class Format>
+struct Exponential {
+  Vec operator()(Vec x) const { return exp_nonpositive(x); }
+};
+struct Softcap {
+  Vec cap, gain;
+  Softcap(float limit, float scale) : cap(set1(limit)), gain(set1(scale / limit)) {}
+  Vec operator()(Vec product) const { return cap * tanh(product * gain); }
+};
+#endif
+
 // The running state of one panel of queries.
 struct Panel {
   int vecs;                             // vectors in use
   float* q;                             // [words of a query][kPanel]
   float* o;                             // [value_dim][kPanel]
-  float peak[kPanel], sum[kPanel];      // of the scores seen so far
+  float peak[kPanel];                   // of the exponents seen so far
+  float sum[kPanel];                    // of the weights
   float slope[kPanel];                  // ALiBi
   int64_t position[kPanel];             // of each query among the keys
   int64_t first[kPanel], last[kPanel];  // keys each query sees
   Span any, all;                        // seen by some query, by every query
+  bool touched;                         // whether there is an output yet
 };
 
-// The row that a lane of the panel beginning at `row` holds, as token and head. Lanes past the last
-// row repeat it; their results are not read.
-struct LaneRow {
+// The rows of a work item in turn, as token and head: two divisions for each would take as long as
+// reading it.
+class RowCursor {
+ public:
+  RowCursor(const Attention& a, const WorkItem& w, int64_t row)
+      : token(w.query_begin + row / a.group),
+        head(w.first_head + row % a.group),
+        first_head_(w.first_head),
+        end_(w.first_head + a.group) {}
+  void next() {
+    if (++head < end_) return;
+    head = first_head_;
+    ++token;
+  }
   int64_t token, head;
-};
-inline LaneRow lane_row(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
-                        int lane) {
-  const int64_t r = row + (lane < rows ? lane : rows - 1);
-  return {w.query_begin + r / a.group, w.first_head + r % a.group};
-}
 
-// Everything of a panel but its queries.
+ private:
+  int64_t first_head_, end_;
+};
+
+// Everything of a panel but its queries and outputs. Lanes past the last row repeat it; their
+// results are not read.
 inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
                         Panel& p) {
   const int64_t shift = w.sequence.keys - w.sequence.queries;
   p.vecs = static_cast<int>((rows + kLanes - 1) / kLanes);
   p.any = {kUnbounded, -kUnbounded};
   p.all = {-kUnbounded, kUnbounded};
+  p.touched = false;
+  RowCursor at(a, w, row);
   for (int lane = 0; lane < p.vecs * kLanes; ++lane) {
-    const LaneRow at = lane_row(a, w, row, rows, lane);
     p.peak[lane] = -INFINITY;
     p.sum[lane] = 0.0f;
     p.slope[lane] = a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[at.head];
@@ -53,8 +91,8 @@ inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int6
     p.any.last = span.last > p.any.last ? span.last : p.any.last;
     p.all.first = span.first > p.all.first ? span.first : p.all.first;
     p.all.last = span.last < p.all.last ? span.last : p.all.last;
+    if (lane + 1 < rows) at.next();
   }
-  std::memset(p.o, 0, sizeof(float) * whole_vecs(a.value_dim) * kPanel);
 }
 
 inline bool partly_hidden(const Panel& p, int64_t key, int n) {
@@ -120,8 +158,8 @@ template <int NV>
 inline float shape_scores(const Attention& a, const Panel& p, int64_t key, int n, float scale,
                           float* scores) {
   if (a.softcap > 0.0f) {
-    const Vec cap = set1(a.softcap), inverse = set1(scale / a.softcap);
-    change_scores<NV>(n, scores, [&](Vec s, float, int) { return cap * tanh(s * inverse); });
+    const Softcap capped(a.softcap, scale);
+    change_scores<NV>(n, scores, [&](Vec s, float, int) { return capped(s); });
     scale = 1.0f;
   }
   if (a.alibi_slopes != nullptr) {
@@ -137,11 +175,12 @@ inline float shape_scores(const Attention& a, const Panel& p, int64_t key, int n
   return scale;
 }
 
-// Turns scores into the words of exp(scale * score - peak), moves peak and sum on, and says by what
-// to keep the output. `n` is whole words.
+// Turns scores into the words of their weights, exp(scale * score - peak); moves peak and sum on,
+// and says by what to keep the output. `n` is whole words.
 template <class Format, int NV>
 inline void soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
-  const Vec factor = set1(scale);
+  const Vec factor = set1(scale * kExponents);
+  const Exponential<Format> exponential;
   for (int v = 0; v < NV; ++v) {
     float* column = scores + v * kLanes;
     const Vec before = load(p.peak + v * kLanes);
@@ -156,30 +195,32 @@ inline void soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
 #pragma GCC unroll 2
       for (int j = 0; j < Format::kPack; ++j) {
         const Vec s = load(column + (i + j) * kPanel);
-        e[j] = exp_nonpositive(fma(s, factor, zero() - reference));
+        e[j] = exponential(fma(s, factor, zero() - reference));
         sum = sum + e[j];
       }
       store(column + i / Format::kPack * kPanel, Format::pack(e));
     }
-    keep[v] = exp_nonpositive(before - reference);
+    keep[v] = exponential(before - reference);
     store(p.peak + v * kLanes, peak);
     store(p.sum + v * kLanes, fma(load(p.sum + v * kLanes), keep[v], sum));
   }
 }
 
 // Writes every row of a work item; `lines` holds kLanes of them meanwhile.
-inline void finish_panels(const Attention& a, const WorkItem& w, const Panel* panels,
-                          float* lines) {
+inline void finish_panels(const Attention& a, const WorkItem& w, Panel* panels, float* lines) {
   const int64_t rows = (w.query_end - w.query_begin) * a.group, line = whole_vecs(a.value_dim);
   for (int64_t row = 0; row < rows; row += kLanes) {
-    const Panel& p = panels[row / kPanel];
+    Panel& p = panels[row / kPanel];
     const int first = static_cast<int>(row % kPanel);
+    if (!p.touched) std::memset(p.o, 0, sizeof(float) * line * kPanel);
+    p.touched = true;
     for (int64_t d = 0; d < line; d += kLanes) {
       transpose(p.o + d * kPanel + first, kPanel, lines + d, line);
     }
     const int lanes = static_cast<int>(rows - row < kLanes ? rows - row : kLanes);
     for (int j = 0; j < lanes; ++j) {
-      finish_row(a, w, row + j, lines + j * line, p.peak[first + j], p.sum[first + j]);
+      const float peak = p.peak[first + j] * (1.0f / kExponents);
+      finish_row(a, w, row + j, lines + j * line, peak, p.sum[first + j]);
     }
   }
 }

@@ -24,8 +24,8 @@ constexpr int kPanelsPerBlock = kBlockRows / kPanel;
 constexpr int kBlockKeys = 128;
 constexpr int kKeyStep = 8;
 
-// A block's queries or outputs, and the next block's keys and values.
-using BlockAhead = Ahead<kBlockRows + 2 * kBlockKeys>;
+// A block's queries, outputs and values, and the next block's keys and values.
+using BlockAhead = Ahead<2 * kBlockRows + 3 * kBlockKeys>;
 
 // C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
 // B and C have kPanel columns. Without `keep`, C is overwritten.
@@ -83,23 +83,28 @@ struct KeyBlock {
   int dim, value_dim;  // words of a key's row, elements of a value's
   float scale;         // of products
   float *k, *v;        // [kBlockKeys][dim], [kBlockKeys / kPack][value_dim]
+  float* lines;        // working memory for some rows
+  int64_t key;         // the first
+  int count;
+  bool has_values;
 };
 
-// One panel against the keys [key, key + n), whose first is the block's key `from`.
-template <class Format, int NV>
-inline void attend_panel(const Attention& a, Panel& p, const KeyBlock& block, int64_t key, int from,
-                         int n, float* scores, BlockAhead& ahead) {
-  constexpr int kPack = Format::kPack;
-  const int dim = block.dim, value_dim = block.value_dim;
-  multiply<Format, NV>(n, dim, block.k + from * dim, dim, 1, p.q, nullptr, scores, ahead);
-  const float factor = shape_scores<NV>(a, p, key, n, block.scale, scores);
-  for (; n % kPack != 0; ++n) {
-    for (int i = 0; i < kPanel; ++i) scores[n * kPanel + i] = -INFINITY;
-  }
-  Vec keep[NV];
-  soften<Format, NV>(p, n, factor, scores, keep);
-  multiply<Format, NV>(value_dim, n / kPack, block.v + from / kPack * value_dim, 1, value_dim,
-                       scores, keep, p.o, ahead);
+template <class Format>
+inline void load_keys(const Attention& a, const WorkItem& w, KeyBlock& block) {
+  const char* stored[kBlockKeys];
+  key_rows(a.k, w.sequence, a.page_size, block.key, w.kv_head, block.count, stored);
+  Format::load_keys(a.k.dtype, stored, block.count, static_cast<int>(a.head_dim), block.k);
+  block.has_values = false;
+}
+
+// The values are not read until there are weights for them: they arrive meanwhile.
+template <class Format>
+inline void load_values(const Attention& a, const WorkItem& w, KeyBlock& block) {
+  if (block.has_values) return;
+  const char* stored[kBlockKeys];
+  key_rows(a.v, w.sequence, a.page_size, block.key, w.kv_head, block.count, stored);
+  Format::load_values(a.v.dtype, stored, block.count, block.value_dim, block.lines, block.v);
+  block.has_values = true;
 }
 
 template <class Format>
@@ -108,12 +113,12 @@ inline void load_queries(const Attention& a, const WorkItem& w, int64_t row, int
   const int dim = static_cast<int>(a.head_dim);
   const int64_t line = whole_vecs(Format::words(dim));
   const float scale = score_scale(a, w.kv_head);
-  rows = rows - row < kPanel ? rows - row : kPanel;
+  RowCursor at(a, w, row);
   for (int first = 0; first < p.vecs * kLanes; first += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
-      const LaneRow at = lane_row(a, w, row, rows, first + j);
       const char* q = a.q.at(w.sequence.query_begin + at.token, 0, at.head);
       Format::load_query(a.q.dtype, q, scale, lines + j * line, dim);
+      if (row + first + j + 1 < rows) at.next();
     }
     for (int64_t d = 0; d < line; d += kLanes) {
       transpose(lines + d, line, p.q + d * kPanel + first, kPanel);
@@ -121,44 +126,62 @@ inline void load_queries(const Attention& a, const WorkItem& w, int64_t row, int
   }
 }
 
-template <class Format>
-inline void load_keys(const Attention& a, const WorkItem& w, int64_t key, int n, float* line,
-                      KeyBlock& block) {
-  const char* stored[kBlockKeys];
-  key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, stored);
-  Format::load_keys(a.k.dtype, stored, n, static_cast<int>(a.head_dim), block.k);
-  key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, stored);
-  Format::load_values(a.v.dtype, stored, n, block.value_dim, line, block.v);
-}
-
-// The rows of q or of the output that a work item's panels from `first_row` on hold.
+// Rows of q or of the output, those of a work item from `first` on.
 inline void look_ahead(const Attention& a, const WorkItem& w, const Rows& tokens, int64_t dim,
-                       int64_t first_row, int64_t rows, BlockAhead& ahead) {
-  if (rows <= first_row) return;
-  const int count = static_cast<int>(rows - first_row);
+                       int64_t first, int64_t rows, BlockAhead& ahead) {
+  if (rows <= first) return;
+  const int count = static_cast<int>(rows - first);
   const char** to = ahead.add(count, dim * size_of(tokens.dtype));
-  for (int i = 0; i < count; ++i) {
-    const LaneRow at = lane_row(a, w, first_row, count, i);
+  RowCursor at(a, w, first);
+  for (int i = 0; i < count; ++i, at.next()) {
     to[i] = tokens.at(w.sequence.query_begin + at.token, 0, at.head);
   }
 }
 
-// What is needed after the block of keys that begins at `key`, to be asked for during it.
+// Keys or values.
+inline void look_ahead(const Attention& a, const WorkItem& w, const Rows& rows, int64_t dim,
+                       int64_t key, BlockAhead& ahead) {
+  const int n = static_cast<int>(clamp(w.key_end - key, 0, kBlockKeys));
+  if (n == 0) return;
+  const char** to = ahead.add(n, dim * size_of(rows.dtype));
+  key_rows(rows, w.sequence, a.page_size, key, w.kv_head, n, to);
+}
+
+// What is needed during a block of keys, but not at once, and after it.
 inline void look_ahead(const Attention& a, const WorkItem& w, int64_t key, int panels,
                        BlockAhead& ahead) {
   const int64_t rows = (w.query_end - w.query_begin) * a.group, next = key + kBlockKeys;
-  const int n = static_cast<int>(clamp(w.key_end - next, 0, kBlockKeys));
   ahead.clear();
-  if (key == w.key_begin) look_ahead(a, w, a.q, a.head_dim, kPanel, rows, ahead);
-  if (n > 0) {
-    key_rows(a.k, w.sequence, a.page_size, next, w.kv_head, n,
-             ahead.add(n, a.head_dim * size_of(a.k.dtype)));
-    key_rows(a.v, w.sequence, a.page_size, next, w.kv_head, n,
-             ahead.add(n, a.value_dim * size_of(a.v.dtype)));
-  } else if (w.partial == nullptr && key > w.key_begin) {
+  if (key == w.key_begin) {
+    look_ahead(a, w, a.v, a.value_dim, key, ahead);
+    look_ahead(a, w, a.q, a.head_dim, kPanel, rows, ahead);
+  }
+  look_ahead(a, w, a.k, a.head_dim, next, ahead);
+  look_ahead(a, w, a.v, a.value_dim, next, ahead);
+  if (next >= w.key_end && w.partial == nullptr) {
     look_ahead(a, w, a.out, a.value_dim, 0, rows, ahead);
   }
   ahead.spread(panels * (kBlockKeys + a.value_dim) / kKeyStep);
+}
+
+// One panel against the keys [key, key + n).
+template <class Format, int NV>
+inline void attend_panel(const Attention& a, const WorkItem& w, Panel& p, KeyBlock& block,
+                         int64_t key, int n, float* scores, BlockAhead& ahead) {
+  constexpr int kPack = Format::kPack;
+  const int dim = block.dim, value_dim = block.value_dim;
+  const int64_t from = key - block.key;
+  multiply<Format, NV>(n, dim, block.k + from * dim, dim, 1, p.q, nullptr, scores, ahead);
+  const float factor = shape_scores<NV>(a, p, key, n, block.scale, scores);
+  for (; n % kPack != 0; ++n) {
+    for (int i = 0; i < kPanel; ++i) scores[n * kPanel + i] = -INFINITY;
+  }
+  Vec keep[NV];
+  soften<Format, NV>(p, n, factor, scores, keep);
+  load_values<Format>(a, w, block);
+  multiply<Format, NV>(value_dim, n / kPack, block.v + from / kPack * value_dim, 1, value_dim,
+                       scores, p.touched ? keep : nullptr, p.o, ahead);
+  p.touched = true;
 }
 
 // Where a work item's parts lie in its working memory, in floats.
@@ -186,8 +209,15 @@ inline void attend_blocks(const Attention& a, const WorkItem& w, float* scratch)
   float* scores = state + kPanelsPerBlock * (memory.q + memory.o);
   float* lines = scores + memory.scores;
   float* k = lines + memory.lines;
-  KeyBlock block{static_cast<int>(Format::words(a.head_dim)), static_cast<int>(a.value_dim),
-                 Format::kScalesQueries ? 1.0f : score_scale(a, w.kv_head), k, k + memory.k};
+  KeyBlock block{static_cast<int>(Format::words(a.head_dim)),
+                 static_cast<int>(a.value_dim),
+                 Format::kScalesQueries ? 1.0f : score_scale(a, w.kv_head),
+                 k,
+                 k + memory.k,
+                 lines,
+                 0,
+                 0,
+                 false};
 
   const int64_t rows = (w.query_end - w.query_begin) * a.group;
   const int panels = static_cast<int>((rows + kPanel - 1) / kPanel);
@@ -203,21 +233,23 @@ inline void attend_blocks(const Attention& a, const WorkItem& w, float* scratch)
   BlockAhead ahead;
   for (int64_t key = w.key_begin; key < w.key_end; key += kBlockKeys) {
     const int n = static_cast<int>(clamp(w.key_end - key, 0, kBlockKeys));
-    load_keys<Format>(a, w, key, n, lines, block);
+    block.key = key;
+    block.count = n;
+    load_keys<Format>(a, w, block);
     look_ahead(a, w, key, panels, ahead);
     for (int i = 0; i < panels; ++i) {
       Panel& p = panel[i];
       if (key == w.key_begin) load_queries<Format>(a, w, i * kPanel, rows, lines, p);
       if (!sees(p, key, n)) continue;
       // Only the keys that some query sees, in whole steps of the product's rows.
-      const int skip = static_cast<int>(clamp(p.any.first - key, 0, n)) / kKeyStep * kKeyStep;
-      const int seen = static_cast<int>(clamp(p.any.last + 1 - key, 0, n)) - skip;
+      const int64_t skip = clamp(p.any.first - key, 0, n) / kKeyStep * kKeyStep, from = key + skip;
+      const int seen = static_cast<int>(clamp(p.any.last + 1 - key, 0, n) - skip);
       if (p.vecs == 1) {
-        attend_panel<Format, 1>(a, p, block, key + skip, skip, seen, scores, ahead);
+        attend_panel<Format, 1>(a, w, p, block, from, seen, scores, ahead);
       } else if (p.vecs == 2) {
-        attend_panel<Format, 2>(a, p, block, key + skip, skip, seen, scores, ahead);
+        attend_panel<Format, 2>(a, w, p, block, from, seen, scores, ahead);
       } else {
-        attend_panel<Format, 3>(a, p, block, key + skip, skip, seen, scores, ahead);
+        attend_panel<Format, 3>(a, w, p, block, from, seen, scores, ahead);
       }
     }
   }
