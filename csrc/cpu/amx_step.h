@@ -13,10 +13,6 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// The compiler must see a step whole: a call between two products costs more than the slice it
-// runs.
-#define MAINBOARD_INLINE inline __attribute__((always_inline))
-
 // What happens to a score between its product and its exponential. Linear is ALiBi where no query
 // sees a key after itself.
 enum class Score { plain, linear, capped };
@@ -56,50 +52,6 @@ struct TileStep {
 struct TileShape {
   int steps, columns;  // tiles along the queries' and the values' elements; columns are even
 };
-
-// A value that stays in a register, where the compiler would load a constant anew in every slice.
-MAINBOARD_INLINE Vec held(float x) {
-  Vec v = set1(x);
-  asm("" : "+v"(v));
-  return v;
-}
-
-// 2^x with a polynomial of four or five powers, relative error below 2.7e-6 or 1.6e-7; 0 for -inf.
-template <int Powers>
-struct Exp2 {
-  Vec c0, c1, c2, c3, c4, c5;
-  MAINBOARD_INLINE Exp2() {
-    if constexpr (Powers == 4) {
-      c0 = held(0.0135341706f);
-      c1 = held(0.0520114638f);
-      c2 = held(0.241442755f);
-      c3 = held(0.693003833f);
-      c4 = held(1.00000262f);
-    } else {
-      c0 = held(0.00187757693f);
-      c1 = held(0.00898934063f);
-      c2 = held(0.0558263175f);
-      c3 = held(0.240153611f);
-      c4 = held(0.693153083f);
-      c5 = held(0.99999994f);
-    }
-  }
-  MAINBOARD_INLINE Vec operator()(Vec x) const {
-    const Vec r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    Vec p = fma(fma(fma(fma(c0, r, c1), r, c2), r, c3), r, c4);
-    if constexpr (Powers == 5) p = fma(p, r, c5);
-    return _mm512_scalef_ps(p, x);
-  }
-};
-inline Vec exp2_exact(Vec x) { return Exp2<5>()(x); }
-
-// cap tanh(x) + offset through 1 - 2 / (1 + e^2x); `x` comes times 2 log2 e.
-MAINBOARD_INLINE Vec cap_score(const Exp2<5>& exp2, Vec x, Vec cap, Vec offset) {
-  const Vec e = exp2(_mm512_min_ps(x, set1(120.0f))) + set1(1.0f);
-  const Vec guess = _mm512_rcp14_ps(e);
-  const Vec inverse = guess * _mm512_fnmadd_ps(e, guess, set1(2.0f));
-  return fma(cap * set1(-2.0f), inverse, cap + offset);
-}
 
 alignas(64) static const float kKeyIndex[kTileKeys] = {
     0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,

@@ -1,7 +1,8 @@
 // One instruction set's limits, compiled like isa.cpp.
 #include "csrc/cpu/amx.h"
-#include "csrc/cpu/exponential.h"
+#include "csrc/cpu/formats.h"
 #include "csrc/cpu/limits.h"
+#include "csrc/cpu/panel.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
@@ -42,6 +43,24 @@ static double multiply_add() {
   return 2.0 * kSums * kLanes * kRounds;
 }
 
+#if defined(__AVX512BF16__)
+static double multiply_pairs() {
+  constexpr int kSums = 10, kRounds = 1 << 14;
+  Vec sum[kSums];
+  for (int j = 0; j < kSums; ++j) sum[j] = set1(static_cast<float>(j));
+  const Vec ones = _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80));
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) sum[j] = BFloat16Pairs::multiply(ones, ones, sum[j]);
+  }
+  for (int j = 1; j < kSums; ++j) sum[0] = sum[0] + sum[j];
+  keep(sum[0]);
+  return 2.0 * BFloat16Pairs::kPack * kSums * kLanes * kRounds;
+}
+#else
+constexpr double (*multiply_pairs)() = nullptr;
+#endif
+
 #if defined(__AMX_BF16__)
 static double multiply_tiles() {
   constexpr int kRounds = 1 << 11;
@@ -63,12 +82,10 @@ static double multiply_tiles() {
 }
 #endif
 
-#if defined(__AMX_BF16__)
-using SoftmaxExponential = Exp2<4>;
+#if defined(__AVX512BF16__)
+using SoftmaxExponential = Exponential<BFloat16Pairs>;
 #else
-struct SoftmaxExponential {
-  Vec operator()(Vec x) const { return exp_nonpositive(x); }
-};
+using SoftmaxExponential = Exponential<Float32Words>;
 #endif
 
 static double exponentials() {
@@ -106,7 +123,7 @@ static void exp_of(const float* x, float* y, int64_t n) {
 static void tanh_of(const float* x, float* y, int64_t n) {
   map(x, y, n, [](Vec v) { return tanh(v); });
 }
-#if defined(__AMX_BF16__)
+#if defined(__AVX512F__)
 static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
 static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
 #endif
@@ -115,12 +132,17 @@ extern const Limits limits;
 const Limits limits = {
     read,
     multiply_add,
+    multiply_pairs,
 #if defined(__AMX_BF16__)
     multiply_tiles,
+#else
+    nullptr,
+#endif
     exponentials,
+#if defined(__AVX512F__)
     {{"exp", exp_of}, {"tanh", tanh_of}, {"exp2", exp2_of}, {"short exp2", short_exp2_of}, {}},
 #else
-    nullptr, exponentials, {{"exp", exp_of}, {"tanh", tanh_of}, {}},
+    {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif
 };
 

@@ -52,8 +52,8 @@ double read_rate(const Limits& limits, double seconds, int64_t bytes) {
 
 #define MAINBOARD_EXPORT extern "C" __attribute__((visibility("default")))
 
-// `what` is read, fma, tile or exp; `bytes` are read, by all threads together. 0 where there is no
-// such loop.
+// `what` is read, fma, pair, tile or exp; `bytes` are read, by all threads together. 0 where there
+// is no such loop.
 MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, double seconds,
                                             int64_t bytes) {
   using namespace mainboard::cpu;
@@ -63,6 +63,7 @@ MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, d
   const std::string name = what;
   if (name == "read") return read_rate(*limits, seconds, bytes);
   auto loop = name == "fma"    ? limits->multiply_add
+              : name == "pair" ? limits->multiply_pairs
               : name == "tile" ? limits->multiply_tiles
               : name == "exp"  ? limits->exponentials
                                : nullptr;

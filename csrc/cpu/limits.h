@@ -10,6 +10,7 @@ struct Limits {
   // Each loop does some work and says how much: bytes, multiply-adds times two, exponentials.
   double (*read)(const char* bytes, int64_t count);
   double (*multiply_add)();
+  double (*multiply_pairs)();  // of bfloat16, by the vectors; null where they cannot
   double (*multiply_tiles)();  // null where there are no matrix tiles
   double (*exponentials)();
   // What the kernels of this set compute with, by name; the last has none.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mainboard.kernels import library
 
-ISAS = ("amx", "avx512", "avx2", "neon_bf16", "neon", "baseline")
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline")
 # Every so many'th float32, a prime so that all low bits come up.
 STEP = 61
 ULP = 2.0**-24  # half a unit in the last place, relative
@@ -65,9 +65,9 @@ for queries in (1, 40):
 """
 
 
-def mapped(isa: str, function: str, x: Tensor, path: str | None = None) -> Tensor:
+def mapped(isa: str, function: str, x: Tensor) -> Tensor:
     """A function of the compiled kernels, over a vector."""
-    path = path or library.loaded("cpu").path
+    path = library.loaded("cpu").path
     assert path is not None
     call = ctypes.CDLL(path).mainboard_cpu_map
     call.argtypes = (ctypes.c_char_p,) * 2 + (ctypes.c_void_p,) * 2 + (ctypes.c_int64,)
@@ -128,39 +128,22 @@ def test_tanh_is_within_its_bound_everywhere(isa: str) -> None:
     assert ends[2].isnan()
 
 
-def check_powers(path: str | None) -> None:
-    """2^x of the AMX kernels: its error, its ends, and nothing where results are too small."""
+def test_powers_of_two_are_within_their_bounds(isa: str) -> None:
+    """2^x of AVX-512 and AMX: its error, its ends, and nothing where results are too small."""
+    if not isa.startswith(("amx", "avx512")):
+        pytest.skip("only kernels with AVX-512 have these")
     x = torch.cat([-grid(2.0**-40, 126.0), torch.zeros(1), grid(2.0**-40, 120.0)])
     want = torch.exp2(x.double())
-    assert relative_error(mapped("amx", "short exp2", x, path), want) <= 2.8e-6
-    assert relative_error(mapped("amx", "exp2", x, path), want) <= 1.6e-7
+    assert relative_error(mapped(isa, "short exp2", x), want) <= 2.8e-6
+    assert relative_error(mapped(isa, "exp2", x), want) <= 1.6e-7
     # Subnormal results are as exact as their format, or zero.
     small = -grid(126.0, 160.0)
     for name in ("exp2", "short exp2"):
-        error = (mapped("amx", name, small, path).double() - torch.exp2(small.double())).abs()
+        error = (mapped(isa, name, small).double() - torch.exp2(small.double())).abs()
         assert float(error.max()) <= 2.0**-126
-        ends = mapped("amx", name, torch.tensor([float("-inf"), -3.4028235e38, 0.0]), path)
+        ends = mapped(isa, name, torch.tensor([float("-inf"), -3.4028235e38, 0.0]))
         assert ends[:2].tolist() == [0.0, 0.0]
         assert abs(ends[2].item() - 1.0) <= 2.8e-6
-
-
-def test_powers_of_two_are_within_their_bounds(isa: str) -> None:
-    """Both polynomials of the AMX kernels, on a processor that has AMX."""
-    if isa != "amx":
-        pytest.skip("only the AMX kernels have these")
-    check_powers(None)
-
-
-@pytest.mark.slow
-def test_powers_of_two_are_within_their_bounds_emulated(emulated_library: Path) -> None:
-    """The same in the library with emulated tiles: the polynomials themselves are not emulated."""
-    # In a process of its own: loading the library puts its kernels in place of the installed ones.
-    code = f"from test_cpu_functions import check_powers; check_powers({str(emulated_library)!r})"
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environ
-    )
-    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.multiprocess

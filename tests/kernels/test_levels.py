@@ -1,5 +1,6 @@
 """What the environment settings force, each in a fresh interpreter."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -58,8 +59,16 @@ def usable() -> tuple[str, ...]:
     return library.libraries()[0].usable
 
 
+def limit(isa: str, what: str) -> float:
+    """What a loop of the library does in a second."""
+    loop = ctypes.CDLL(library.libraries()[0].path).mainboard_cpu_limit
+    loop.restype = ctypes.c_double
+    loop.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_double, ctypes.c_int64)
+    return float(loop(isa.encode(), what.encode(), 0.01, 0))
+
+
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("isa", ["amx_fp16", "amx", "avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["amx_fp16", "amx", "avx512_bf16", "avx512", "avx2", "baseline"])
 def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -> None:
     """Each compiled variant can be forced by name, says so, and agrees with float64."""
     if isa not in usable():
@@ -71,7 +80,7 @@ def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "isa", ["amx_fp16", "amx", "avx512", "avx2", "neon_bf16", "neon", "baseline"]
+    "isa", ["amx_fp16", "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline"]
 )
 def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     """Every call's own kernels are those that were asked for; what AMX cannot do, the next does."""
@@ -81,8 +90,21 @@ def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ran = json.loads(done.stdout)
     assert ran["bfloat16"] == [isa]
-    allowed = {isa, "amx", "avx512"} if isa.startswith("amx") else {isa}
+    allowed = {isa, "amx", "avx512_bf16", "avx512"} if isa.startswith("amx") else {isa}
     assert {*ran["float16"], *ran["float32"]} <= allowed
+
+
+@pytest.mark.multiprocess
+def test_pairs_of_bfloat16_are_chosen_where_they_are_faster(tmp_path: Path) -> None:
+    """Some processors multiply them at twice float32's rate, some at half: measured, not looked up."""
+    if "avx512_bf16" not in usable() or "amx" in usable():
+        pytest.skip(f"AVX-512 BF16 is not the best that this processor has: {usable()}")
+    rates = {what: [limit("avx512_bf16", what) for _ in range(5)] for what in ("pair", "fma")}
+    faster = max(rates["pair"]) >= 1.25 * max(rates["fma"])
+    done = run(STATUS, tmp_path)
+    active = json.loads(done.stdout)["libraries"][0]["active"]
+    assert active == ("avx512_bf16" if faster else "avx512")
+    assert limit("avx512", "pair") == 0.0
 
 
 @pytest.mark.multiprocess

@@ -106,7 +106,8 @@ def _cpu(dtypes: set[torch.dtype], clock: Clock) -> Limits:
         loop.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_double, ctypes.c_int64)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         for isa in found.usable[found.usable.index(found.active or found.usable[0]) :]:
-            for what, seconds in (("read", 0.6), ("fma", 0.15), ("tile", 0.15), ("exp", 0.15)):
+            for what in ("read", "fma", "pair", "tile", "exp"):
+                seconds = 0.6 if what == "read" else 0.15
                 if what == "read" and details:
                     continue  # reads are as fast with any of them
                 rate = loop(isa.encode(), what.encode(), seconds, min(_READ_BYTES, free // 3))
@@ -121,6 +122,7 @@ def _cpu(dtypes: set[torch.dtype], clock: Clock) -> Limits:
             multiply,
             # float16 goes through the tiles as well, in parts.
             _largest(details, "tile") if dtype.itemsize == 2 else 0.0,
+            _largest(details, "pair") if dtype is torch.bfloat16 else 0.0,
         )
         for dtype in dtypes
     }

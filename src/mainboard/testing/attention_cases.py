@@ -179,12 +179,15 @@ class AttentionCase:
         return caches[0], caches[1]
 
     def rounds_weights(self, device: str) -> bool:
-        """Whether the kernels there round softmax weights to `dtype` for a matrix unit."""
+        """Whether the kernels there round softmax weights to `dtype` before multiplying them."""
         if device != "cpu" or library.active_level() is library.KernelLevel.TRITON:
             return self.dtype.itemsize == 2
-        tiles = {"amx": (torch.bfloat16,), "amx_fp16": (torch.bfloat16, torch.float16)}
-        served = tiles.get(library.libraries()[0].active or "", ())
-        return self.dtype in served and self.cache_dtype in (None, self.dtype)
+        active, stored_alike = library.libraries()[0].active, self.cache_dtype in (None, self.dtype)
+        if self.dtype is torch.float16:
+            return active == "amx_fp16" and stored_alike
+        if self.dtype is not torch.bfloat16:
+            return False
+        return active == "avx512_bf16" or (active in ("amx", "amx_fp16") and stored_alike)
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
         """The weighted sum of the values' magnitudes: what rounding the weights is relative to."""
