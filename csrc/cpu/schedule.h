@@ -33,6 +33,10 @@ Sequence read_sequence(const Batch&, int64_t index);
 // The most heads sharing a key head that fit into one work item, and that divide evenly.
 int64_t heads_together(const Attention&, int64_t block_rows);
 
+// How many key heads an item of so few queries may take: with few rows the work is reading, and
+// the key heads of a page lie side by side in memory.
+int64_t key_heads_together(const Attention&, int64_t queries);
+
 // Fills `plan`, reusing its memory. With `deterministic`, how a sequence is split depends on that
 // sequence alone; otherwise also on the rest of the batch and on `threads`.
 void make_plan(const Attention&, const Batch&, int64_t block_rows, int64_t threads,
