@@ -66,17 +66,40 @@ inline VecPair load_pair(const BFloat16* p) {
 #endif
 
 // Puts a row into the order that load_pair gives, or back.
+#if defined(__AVX512F__)
+inline VecPair part_pair(VecPair x) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {_mm512_permutex2var_ps(x.a, even, x.b), _mm512_permutex2var_ps(x.a, odd, x.b)};
+}
+inline VecPair join_pair(VecPair x) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  return {_mm512_permutex2var_ps(x.a, low, x.b), _mm512_permutex2var_ps(x.a, high, x.b)};
+}
+#elif defined(__AVX2__)
+inline VecPair part_pair(VecPair x) {
+  auto in_order = [](Vec y) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8));
+  };
+  return {in_order(_mm256_shuffle_ps(x.a, x.b, 0x88)), in_order(_mm256_shuffle_ps(x.a, x.b, 0xdd))};
+}
+inline VecPair join_pair(VecPair x) {
+  const Vec low = _mm256_unpacklo_ps(x.a, x.b), high = _mm256_unpackhi_ps(x.a, x.b);
+  return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+}
+#endif
 template <class T>
-inline void reorder_pairs(float* row, int dim, bool back) {
+inline void reorder_pairs([[maybe_unused]] float* row, [[maybe_unused]] int dim,
+                          [[maybe_unused]] bool back) {
+#if defined(__AVX2__)
   if (!kPairInterleaves<T>) return;
-  float line[2 * kLanes];
   for (int d = 0; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    for (int i = 0; i < 2 * kLanes; ++i) {
-      const int paired = i % 2 * kLanes + i / 2;
-      line[back ? i : paired] = row[d + (back ? paired : i)];
-    }
-    std::memcpy(row + d, line, sizeof line);
+    const VecPair x = load_pair(row + d), y = back ? join_pair(x) : part_pair(x);
+    store(row + d, y.a);
+    store(row + d + kLanes, y.b);
   }
+#endif
 }
 
 // The sums of kDotScores vectors, in order.
@@ -109,8 +132,10 @@ inline void gather_rows(Vec* x) {
     x[1] = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
     x[0] = first;
   } else if constexpr (R == 4) {
-    const Vec a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
-    const Vec c = _mm512_shuffle_f32x4(x[0], x[1], 0xee), d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    const Vec a = _mm512_shuffle_f32x4(x[0], x[1], 0x44),
+              b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
+    const Vec c = _mm512_shuffle_f32x4(x[0], x[1], 0xee),
+              d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
     x[0] = _mm512_shuffle_f32x4(a, b, 0x88);
     x[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
     x[2] = _mm512_shuffle_f32x4(c, d, 0x88);
@@ -149,8 +174,8 @@ inline void prefetch(const char* row, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
-// Sums up the scores of R rows for kDotScores / R keys, the part'th of R such sets; they are in their
-// rows' places, [r][key], when all sets have been put into order.
+// Sums up the scores of R rows for kDotScores / R keys, the part'th of R such sets; they are in
+// their rows' places, [r][key], when all sets have been put into order.
 template <int R>
 inline void put_scores(const Vec* acc, int part, float* scores) {
 #if defined(__AVX2__)

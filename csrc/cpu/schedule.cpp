@@ -135,10 +135,13 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
     }
     floats += w.kv_heads * step;
   }
-  if (static_cast<int64_t>(plan->partial.size()) < floats) plan->partial.resize(floats);
+  if (plan->partial_room < floats) {
+    plan->partial.reset(new float[floats]);
+    plan->partial_room = floats;
+  }
   auto place = [&](WorkItem& w) {
     if (w.partial == nullptr) return;
-    w.partial = plan->partial.data() + reinterpret_cast<uintptr_t>(w.partial) / sizeof(float) - 1;
+    w.partial = plan->partial.get() + reinterpret_cast<uintptr_t>(w.partial) / sizeof(float) - 1;
   };
   for (WorkItem& w : plan->items) place(w);
   for (Join& j : plan->joins) place(j.first);

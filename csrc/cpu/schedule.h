@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "csrc/cpu/kernels.h"
@@ -21,7 +22,10 @@ struct Batch {
 struct Plan {
   std::vector<WorkItem> items;  // dearest first
   std::vector<Join> joins;
-  std::vector<float> partial;  // what the items with partial results write to
+  // What the items with partial results write to. Nothing is written before: the thread that works
+  // on an item touches its memory first, so on a machine of several nodes it lies on that thread's.
+  std::unique_ptr<float[]> partial;
+  int64_t partial_room = 0;
 };
 
 // What an item is thought to cost, in keys times rows.
