@@ -34,6 +34,15 @@ static int64_t scratch_floats(const Attention& a) {
   return many > few ? many : few;
 }
 
+static bool dot_is_best(const Attention& a, const WorkItem& w) {
+#if defined(__AMX_BF16__)
+  constexpr int64_t kFewest = 9;  // rows that fill enough of a tile
+  const int64_t rows = (w.query_end - w.query_begin) * a.group;
+  if (rows >= kFewest && few_rows_serve(a, w)) return false;
+#endif
+  return dot_serves(a, w);
+}
+
 static void attend_head(const Attention& a, const WorkItem& w, float* scratch) {
 #if defined(__AMX_BF16__)
   if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
@@ -42,7 +51,7 @@ static void attend_head(const Attention& a, const WorkItem& w, float* scratch) {
 }
 
 static void attend(const Attention& a, const WorkItem& w, float* scratch) {
-  if (dot_serves(a, w)) return attend_dotted(a, w, scratch);
+  if (dot_is_best(a, w)) return attend_dotted(a, w, scratch);
   for (int64_t i = 0; i < w.kv_heads; ++i) attend_head(a, one_head(a, w, i), scratch);
 }
 

@@ -34,9 +34,9 @@ struct Sequence {
 constexpr int64_t kUnbounded = int64_t{1} << 40;
 
 // Items of at most so many rows per key head may take several key heads,
-constexpr int64_t kRowsReadTogether = 8;
+constexpr int64_t kRowsReadTogether = 20;
 // and have at most so many rows in all.
-constexpr int64_t kMostRowsReadTogether = 64;
+constexpr int64_t kMostRowsReadTogether = 160;
 
 struct Attention {
   Rows q, k, v, out;

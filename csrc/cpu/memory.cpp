@@ -30,8 +30,9 @@ int64_t ask_for_huge_pages(char* data, int64_t bytes) {
 }  // namespace
 }  // namespace mainboard::cpu
 
-// Zeroes fresh memory, each thread an equal share of it in order, after asking for huge pages; where
-// nobody touched it before, a share lies on the node of its thread. Returns the bytes asked for.
+// Zeroes fresh memory, each thread an equal share of it in order, after asking for huge pages;
+// where nobody touched it before, a share lies on the node of its thread. Returns the bytes asked
+// for.
 extern "C" __attribute__((visibility("default"))) int64_t mainboard_cpu_prepare(char* data,
                                                                                 int64_t bytes) {
   using namespace mainboard;
