@@ -6,7 +6,7 @@
 #pragma once
 
 #include "csrc/cpu/amx_tiles.h"
-#include "csrc/cpu/dot.h"
+#include "csrc/cpu/decode.h"
 
 #if defined(__AMX_BF16__)
 
@@ -143,7 +143,7 @@ inline void begin_few_rows(const Attention& a, const WorkItem& w, FewRows& s, fl
     const int64_t token = w.query_begin + row / a.group, head = w.first_head + row % a.group;
     const int64_t position = token + w.sequence.keys - w.sequence.queries;
     query[r] = a.q.at(w.sequence.query_begin + token, 0, head);
-    s.row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
+    s.row[r] = {kNoPeak, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
                 visible(a, w, position)};
   }
   for (int tile = 0; tile < s.tiles; ++tile) {

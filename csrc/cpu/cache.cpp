@@ -11,7 +11,7 @@
 namespace mainboard::cpu {
 namespace {
 
-constexpr int64_t kCopyGrain = 16;  // tokens one thread should at least move
+constexpr int64_t kCopyGrain = 16;  // tokens that are moved together
 
 void check_slots(const int64_t* slot, int64_t tokens, int64_t room) {
   for (int64_t t = 0; t < tokens; ++t) {
@@ -36,10 +36,12 @@ struct Writer {
       factors.push_back(1.0f / scale->data<const float>()[i]);
     }
   }
-  void write(const CacheKernels& kernels, int64_t token, int64_t page, int64_t slot) const {
+  int64_t bytes(int64_t tokens) const { return tokens * heads * dim * size_of(to.dtype); }
+  void write(const CacheKernels& kernels, int64_t token, int64_t page, int64_t slot,
+             bool streamed) const {
     kernels.copy({from.at(token, 0, 0), from.dtype, from.outer, from.head},
                  {to.at(page, slot, 0), to.dtype, to.inner, to.head}, heads, dim,
-                 factors.empty() ? nullptr : factors.data(), factors.size() > 1 ? 1 : 0);
+                 factors.empty() ? nullptr : factors.data(), factors.size() > 1 ? 1 : 0, streamed);
   }
 };
 
@@ -47,11 +49,18 @@ void write_all(const Writer& first, const Writer& second, const Tensor& slots, i
                int64_t page_size) {
   const CacheKernels& kernels = *active_kernels().cache;
   const int64_t* slot = slots.data<const int64_t>();
-  check_slots(slot, slots.size(0), pages * page_size);
-  parallel_for(slots.size(0), kCopyGrain, [&](int64_t t) {
-    if (slot[t] < 0) return;
-    first.write(kernels, t, slot[t] / page_size, slot[t] % page_size);
-    second.write(kernels, t, slot[t] / page_size, slot[t] % page_size);
+  const int64_t tokens = slots.size(0);
+  check_slots(slot, tokens, pages * page_size);
+  const bool streamed = first.bytes(tokens) + second.bytes(tokens) >= kStreamedBytes;
+  parallel_for((tokens + kCopyGrain - 1) / kCopyGrain, 1, [&](int64_t part) {
+    const int64_t begin = part * kCopyGrain;
+    const int64_t end = begin + kCopyGrain < tokens ? begin + kCopyGrain : tokens;
+    for (int64_t t = begin; t < end; ++t) {
+      if (slot[t] < 0) continue;
+      first.write(kernels, t, slot[t] / page_size, slot[t] % page_size, streamed);
+      second.write(kernels, t, slot[t] / page_size, slot[t] % page_size, streamed);
+    }
+    if (streamed) kernels.settle();
   });
 }
 
@@ -99,11 +108,14 @@ void merge_attention_states(StableIValue* stack, uint64_t, uint64_t) {
     return HeadScores{lse.data<float>() + token * lse.stride(1), lse.stride(1), lse.stride(0)};
   };
   const int64_t tokens = out.size(0);
+  // A part that is written over has its lines in a cache already.
+  const bool streamed = out.numel() * size_of(out.dtype()) >= kStreamedBytes &&
+                        out.data<char>() != a.data<char>() && out.data<char>() != b.data<char>();
   parallel_for((tokens + kMergedTokens - 1) / kMergedTokens, 1, [&](int64_t block) {
     const int64_t t = block * kMergedTokens, left = tokens - t;
     kernels.merge(rows_of(from_a, t), scores_of(a_lse, t), rows_of(from_b, t), scores_of(b_lse, t),
                   rows_of(to, t), out_lse ? scores_of(*out_lse, t) : HeadScores{nullptr, 0, 0},
-                  left < kMergedTokens ? left : kMergedTokens, out.size(1), out.size(2));
+                  left < kMergedTokens ? left : kMergedTokens, out.size(1), out.size(2), streamed);
   });
 }
 

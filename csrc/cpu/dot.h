@@ -6,9 +6,13 @@
 
 #include "csrc/cpu/tile.h"
 
+#ifndef MAINBOARD_PREFETCH_LEVEL
+#define MAINBOARD_PREFETCH_LEVEL 2
+#endif
+
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-constexpr int kDotRows = 8;     // most rows this kernel takes
+constexpr int kDotRows = kRowsReadTogether;  // most rows of a key head that this kernel takes
 constexpr int kDotKeys = 32;    // keys whose rows stay in the first-level cache meanwhile
 constexpr int kRowsAtOnce = 4;  // rows that share one reading of a key
 #if defined(__AVX512F__)
@@ -62,60 +66,185 @@ inline VecPair load_pair(const BFloat16* p) {
 #endif
 
 // Puts a row into the order that load_pair gives, or back.
-template <class T>
-inline void reorder_pairs(float* row, int dim, bool back) {
-  if (!kPairInterleaves<T>) return;
-  float line[2 * kLanes];
-  for (int d = 0; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    for (int i = 0; i < 2 * kLanes; ++i) {
-      const int paired = i % 2 * kLanes + i / 2;
-      line[back ? i : paired] = row[d + (back ? paired : i)];
-    }
-    std::memcpy(row + d, line, sizeof line);
-  }
+#if defined(__AVX512F__)
+inline VecPair part_pair(VecPair x) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {_mm512_permutex2var_ps(x.a, even, x.b), _mm512_permutex2var_ps(x.a, odd, x.b)};
 }
-
-// The sums of kDotScores vectors.
-inline void reduce_scores(const Vec* acc, float* to) {
+inline VecPair join_pair(VecPair x) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  return {_mm512_permutex2var_ps(x.a, low, x.b), _mm512_permutex2var_ps(x.a, high, x.b)};
+}
+#elif defined(__AVX2__)
+inline VecPair part_pair(VecPair x) {
+  auto in_order = [](Vec y) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8));
+  };
+  return {in_order(_mm256_shuffle_ps(x.a, x.b, 0x88)), in_order(_mm256_shuffle_ps(x.a, x.b, 0xdd))};
+}
+inline VecPair join_pair(VecPair x) {
+  const Vec low = _mm256_unpacklo_ps(x.a, x.b), high = _mm256_unpackhi_ps(x.a, x.b);
+  return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+}
+#endif
+template <class T>
+inline void reorder_pairs([[maybe_unused]] float* row, [[maybe_unused]] int dim,
+                          [[maybe_unused]] bool back) {
 #if defined(__AVX2__)
-  for (int i = 0; i < kDotScores; i += 8) {
-    __m256 pair[4];
-    for (int j = 0; j < 4; ++j) {
-      pair[j] = _mm256_hadd_ps(fold(acc[i + 2 * j]), fold(acc[i + 2 * j + 1]));
-    }
-    const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
-    const __m256 mixed = _mm256_permute2f128_ps(low, high, 0x21);
-    _mm256_storeu_ps(to + i, _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), mixed));
+  if (!kPairInterleaves<T>) return;
+  for (int d = 0; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+    const VecPair x = load_pair(row + d), y = back ? join_pair(x) : part_pair(x);
+    store(row + d, y.a);
+    store(row + d + kLanes, y.b);
   }
-#else
-  for (int i = 0; i < kDotScores; ++i) to[i] = reduce_add(acc[i]);
 #endif
 }
+
+// The sums of kDotScores vectors, in order.
+#if defined(__AVX512F__)
+inline Vec reduce_scores(const Vec* acc) {
+  // Each step adds the halves of two vectors and leaves them side by side in one.
+  Vec eight[8], four[4], two[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const Vec low = _mm512_mask_blend_ps(0xff00, acc[i], acc[i + 8]);
+    eight[i] = low + _mm512_shuffle_f32x4(acc[i], acc[i + 8], 0x4e);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Vec low = _mm512_mask_blend_ps(0xf0f0, eight[i], eight[i + 4]);
+    const Vec high = _mm512_mask_blend_ps(0xf0f0, eight[i + 4], eight[i]);
+    four[i] = low + _mm512_shuffle_f32x4(high, high, 0xb1);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    two[i] = _mm512_unpacklo_ps(four[i], four[i + 2]) + _mm512_unpackhi_ps(four[i], four[i + 2]);
+  }
+  return _mm512_unpacklo_ps(two[0], two[1]) + _mm512_unpackhi_ps(two[0], two[1]);
+}
+// From R vectors of R rows' scores for some keys each to one vector a row.
+template <int R>
+inline void gather_rows(Vec* x) {
+  if constexpr (R == 2) {
+    const Vec first = _mm512_shuffle_f32x4(x[0], x[1], 0x44);
+    x[1] = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+    x[0] = first;
+  } else if constexpr (R == 4) {
+    const Vec a = _mm512_shuffle_f32x4(x[0], x[1], 0x44),
+              b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
+    const Vec c = _mm512_shuffle_f32x4(x[0], x[1], 0xee),
+              d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    x[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    x[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    x[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+    x[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+  }
+}
+#elif defined(__AVX2__)
+inline Vec reduce_scores(const Vec* acc) {
+  __m256 pair[4];
+  for (int j = 0; j < 4; ++j) pair[j] = _mm256_hadd_ps(acc[2 * j], acc[2 * j + 1]);
+  const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
+  return _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), _mm256_permute2f128_ps(low, high, 0x21));
+}
+template <int R>
+inline void gather_rows(Vec* x) {
+  if constexpr (R == 2) {
+    const Vec first = _mm256_permute2f128_ps(x[0], x[1], 0x20);
+    x[1] = _mm256_permute2f128_ps(x[0], x[1], 0x31);
+    x[0] = first;
+  } else if constexpr (R == 4) {
+    __m256d y[4];
+    for (int i = 0; i < 4; ++i) y[i] = _mm256_castps_pd(x[i]);
+    const Vec a = _mm256_castpd_ps(_mm256_unpacklo_pd(y[0], y[1]));
+    const Vec b = _mm256_castpd_ps(_mm256_unpacklo_pd(y[2], y[3]));
+    const Vec c = _mm256_castpd_ps(_mm256_unpackhi_pd(y[0], y[1]));
+    const Vec d = _mm256_castpd_ps(_mm256_unpackhi_pd(y[2], y[3]));
+    x[0] = _mm256_permute2f128_ps(a, b, 0x20);
+    x[1] = _mm256_permute2f128_ps(c, d, 0x20);
+    x[2] = _mm256_permute2f128_ps(a, b, 0x31);
+    x[3] = _mm256_permute2f128_ps(c, d, 0x31);
+  }
+}
+#endif
 
 inline void prefetch(const char* row, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
-// The rows of one block of keys.
-struct Block {
-  const char* k[kDotKeys];
-  const char* v[kDotKeys];
-  int keys;
-  int64_t v_bytes;
+// Sums up the scores of R rows for kDotScores / R keys, the part'th of R such sets; they are in
+// their rows' places, [r][key], when all sets have been put into order.
+template <int R>
+inline void put_scores(const Vec* acc, int part, float* scores) {
+#if defined(__AVX2__)
+  store(scores + part * kDotKeys, reduce_scores(acc));
+#else
+  constexpr int kKeys = kDotScores / R;
+  for (int j = 0; j < kDotScores; ++j) {
+    scores[j / kKeys * kDotKeys + part * kKeys + j % kKeys] = reduce_add(acc[j]);
+  }
+#endif
+}
+// Stores whole vectors only: what is stored in parts cannot be loaded as a whole for a while.
+template <int R>
+inline void order_scores([[maybe_unused]] float* scores) {
+#if defined(__AVX2__)
+  if constexpr (R > 1) {
+    Vec row[R];
+    for (int r = 0; r < R; ++r) row[r] = load(scores + r * kDotKeys);
+    gather_rows<R>(row);
+    for (int r = 0; r < R; ++r) store(scores + r * kDotKeys, row[r]);
+  }
+#endif
+}
+
+// The rows of some keys: where those of an item's first key head are, and how many bytes behind
+// those that are meant lie.
+struct KeyRows {
+  const char* const* k = nullptr;
+  const char* const* v = nullptr;
+  int64_t k_offset = 0, v_offset = 0;
+  int keys = 0;
+
+  template <class T>
+  const T* key(int i) const {
+    return reinterpret_cast<const T*>(k[i] + k_offset);
+  }
+  template <class T>
+  const T* value(int i) const {
+    return reinterpret_cast<const T*>(v[i] + v_offset);
+  }
 };
+
+// At most kDotKeys keys, and those that are read after them. While a row is read, so is the row
+// that will stand in its place: reading never stops for arithmetic, and each stream of addresses is
+// followed over the ends of pages, where the processor's own prefetching stops.
+struct Block {
+  KeyRows now, next;
+};
+
+// Asks for elements [begin, begin + count) of a row.
+template <class T>
+inline void prefetch_part(const T* row, int begin, int count) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int i = (begin + kLine - 1) / kLine * kLine; i < begin + count; i += kLine) {
+    __builtin_prefetch(row + i, 0, MAINBOARD_PREFETCH_LEVEL);
+  }
+}
 
 // scores[r][i] = q[r] . k[i] for R rows and the keys of a block.
 template <int R, class T>
 inline void dot_scores(const Block& block, int dim, const float* q, float* scores) {
   constexpr int kKeys = kDotScores / R;
-  const int n = block.keys;
+  const int n = block.now.keys;
   for (int i = 0; i < n; i += kKeys) {
     const T* key[kKeys];
     for (int j = 0; j < kKeys; ++j) {
-      // Values come next, in an order that the processor does not foresee; keys it does.
-      if (i + j < n) prefetch(block.v[i + j], block.v_bytes);
       // Past the last key the last one is repeated; those scores are not read.
-      key[j] = reinterpret_cast<const T*>(block.k[i + j < n ? i + j : n - 1]);
+      key[j] = block.now.key<T>(i + j < n ? i + j : n - 1);
+      if (i + j < block.next.keys) prefetch_part(block.next.key<T>(i + j), 0, dim);
     }
     Vec acc[kDotScores];
 #pragma GCC unroll 16
@@ -142,11 +271,10 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
         }
       }
     }
-    float sums[kDotScores];
-    reduce_scores(acc, sums);
-    for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < kKeys; ++j) scores[r * kDotKeys + i + j] = sums[r * kKeys + j];
-    }
+    constexpr int kSet = R * kKeys;
+    float* to = scores + i / kSet * kSet;
+    put_scores<R>(acc, i % kSet / kKeys, to);
+    if (i + kKeys >= n || (i + kKeys) % kSet == 0) order_scores<R>(to);
   }
 }
 
@@ -162,8 +290,9 @@ inline void add_values(const Block& block, int offset, const float* weights, con
       acc[r][j] = load(o + r * dim + offset + j * kLanes) * set1(keep[r]);
     }
   }
-  for (int i = 0; i < block.keys; ++i) {
-    const T* value = reinterpret_cast<const T*>(block.v[i]) + offset;
+  for (int i = 0; i < block.now.keys; ++i) {
+    const T* value = block.now.value<T>(i) + offset;
+    if (i < block.next.keys) prefetch_part(block.next.value<T>(i), offset, NV * kLanes);
     Vec operand[NV];
     if constexpr (NV == 1) {
       operand[0] = load(value);
@@ -201,122 +330,6 @@ inline void add_values(const Block& block, const float* weights, const float* ke
     add_values<R, 2, T>(block, offset, weights, keep, o, dim);
   }
   if (offset < dim) add_values<R, 1, T>(block, offset, weights, keep, o, dim);
-}
-
-struct DotRow {
-  float peak, sum, slope;
-  int64_t position;
-  Span span;
-};
-
-// Softcap, ALiBi, mask and the online softmax on one row's scores of keys [key, key + n); there is
-// room for Keys.
-template <int Keys>
-inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, float* scores) {
-  const int first = static_cast<int>(clamp(row.span.first - key, 0, n));
-  const int last = static_cast<int>(clamp(row.span.last - key + 1, first, n));
-  for (int i = 0; i < first; ++i) scores[i] = -INFINITY;
-  for (int i = last; i < Keys; ++i) scores[i] = -INFINITY;
-  if (a.softcap > 0.0f) {
-    const Vec cap = set1(a.softcap), inverse = set1(1.0f / a.softcap);
-    float capped[Keys];
-    for (int i = 0; i < n; i += kLanes) store(capped + i, cap * tanh(load(scores + i) * inverse));
-    std::memcpy(scores + first, capped + first, sizeof(float) * (last - first));
-  }
-  if (a.alibi_slopes != nullptr) {
-    for (int i = first; i < last; ++i) {
-      scores[i] -= row.slope * std::fabs(static_cast<float>(row.position - key - i));
-    }
-  }
-  Vec top = set1(row.peak);
-  for (int i = 0; i < n; i += kLanes) top = max(top, load(scores + i));
-  const float peak = reduce_max(top);
-  const float reference = peak >= -3.0e38f ? peak : 0.0f;
-  Vec sum = zero();
-  for (int i = 0; i < n; i += kLanes) {
-    const Vec e = exp_nonpositive(load(scores + i) - set1(reference));
-    store(scores + i, e);
-    sum = sum + e;
-  }
-  // Most blocks do not move the peak.
-  const float keep = row.peak == reference ? 1.0f : exp_scalar(row.peak - reference);
-  row.sum = row.sum * keep + reduce_add(sum);
-  row.peak = peak;
-  return keep;
-}
-
-// R rows against one block of keys.
-template <int R, class T>
-inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
-                        const float* q, float* o, float* scores) {
-  float keep[R];
-  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
-  for (int r = 0; r < R; ++r) {
-    keep[r] = soften_row<kDotKeys>(a, row[r], key, block.keys, scores + r * kDotKeys);
-  }
-  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
-}
-
-inline void find_block(const Attention& a, const WorkItem& w, int64_t key, Block* block) {
-  block->keys = static_cast<int>(clamp(w.key_end - key, 0, kDotKeys));
-  key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, block->keys, block->k);
-  key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, block->keys, block->v);
-}
-
-template <class T>
-inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
-                        const float* q, float* o, float* scores) {
-  const int64_t dim = a.head_dim, value_dim = a.value_dim;
-  Block block;
-  block.v_bytes = value_dim * sizeof(T);
-  for (int64_t key = w.key_begin; key < w.key_end; key += kDotKeys) {
-    find_block(a, w, key, &block);
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
-    }
-    for (; r + 2 <= rows; r += 2) {
-      attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
-    }
-    if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
-  }
-}
-
-inline bool dot_serves(const Attention& a, const WorkItem& w) {
-  return (w.query_end - w.query_begin) * a.group <= kDotRows && a.head_dim % kLanes == 0 &&
-         a.value_dim % kLanes == 0;
-}
-
-inline int64_t dot_scratch_floats(const Attention& a) {
-  return kDotRows * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
-}
-
-inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
-  const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
-  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
-  float* q = scratch;
-  float* o = q + kDotRows * dim;
-  float* scores = o + kDotRows * value_dim;
-  DotRow row[kDotRows];
-  for (int r = 0; r < rows; ++r) {
-    const int64_t token = w.query_begin + r / a.group;
-    const int64_t head = w.first_head + r % a.group;
-    const int64_t position = token + w.sequence.keys - w.sequence.queries;
-    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + r * dim, dim);
-    narrow(q + r * dim, score_scale(a, w.kv_head), q + r * dim, dim);
-    row[r] = {-INFINITY, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
-              visible(a, w, position)};
-  }
-  std::memset(o, 0, sizeof(float) * rows * value_dim);
-  with_type(a.k.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for (int r = 0; r < rows; ++r) reorder_pairs<T>(q + r * dim, dim, false);
-    attend_keys<T>(a, w, rows, row, q, o, scores);
-    for (int r = 0; r < rows; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
-  });
-  for (int r = 0; r < rows; ++r) {
-    finish_row(a, w, r, o + r * value_dim, row[r].peak, row[r].sum);
-  }
 }
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -4,7 +4,7 @@
 
 #include "csrc/cpu/amx.h"
 #include "csrc/cpu/amx_rows.h"
-#include "csrc/cpu/dot.h"
+#include "csrc/cpu/decode.h"
 #include "csrc/cpu/tile.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
@@ -34,12 +34,25 @@ static int64_t scratch_floats(const Attention& a) {
   return many > few ? many : few;
 }
 
-static void attend(const Attention& a, const WorkItem& w, float* scratch) {
-  if (dot_serves(a, w)) return attend_dotted(a, w, scratch);
+static bool dot_is_best(const Attention& a, const WorkItem& w) {
+#if defined(__AMX_BF16__)
+  constexpr int64_t kFewest = 9;  // rows that fill enough of a tile
+  const int64_t rows = (w.query_end - w.query_begin) * a.group;
+  if (rows >= kFewest && few_rows_serve(a, w)) return false;
+#endif
+  return dot_serves(a, w);
+}
+
+static void attend_head(const Attention& a, const WorkItem& w, float* scratch) {
 #if defined(__AMX_BF16__)
   if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
 #endif
   attend_many_rows(a, w, scratch);
+}
+
+static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+  if (dot_is_best(a, w)) return attend_dotted(a, w, scratch);
+  for (int64_t i = 0; i < w.kv_heads; ++i) attend_head(a, one_head(a, w, i), scratch);
 }
 
 // out = sum_p in[p] exp(lse[p]) / sum_p exp(lse[p]). A part whose log-sum-exp is -inf is not read.

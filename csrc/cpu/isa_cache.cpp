@@ -8,15 +8,50 @@ static char* row(const HeadRows& rows, int64_t head, int64_t token = 0) {
   return rows.data + (token * rows.token + head * rows.head) * size_of(rows.dtype);
 }
 
+// Vectors that are stored around the caches, where the processor has such stores.
+#if defined(__AVX512F__)
+constexpr int64_t kStreamBytes = 64;
+static void stream(char* to, const char* from) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+static void settle() { _mm_sfence(); }
+#elif defined(__AVX2__)
+constexpr int64_t kStreamBytes = 32;
+static void stream(char* to, const char* from) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to),
+                      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+static void settle() { _mm_sfence(); }
+#else
+constexpr int64_t kStreamBytes = 0;
+static void stream(char*, const char*) {}
+static void settle() {}
+#endif
+
+// Whether a row begins and ends where lines do, so that no line is written in two parts.
+static bool can_stream(const char* to, int64_t bytes) {
+  constexpr uintptr_t kLine = 64;
+  return kStreamBytes > 0 &&
+         (reinterpret_cast<uintptr_t>(to) | static_cast<uintptr_t>(bytes)) % kLine == 0;
+}
+
+static void copy_row(char* to, const char* from, int64_t bytes, bool streamed) {
+  if (!streamed || !can_stream(to, bytes)) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += kStreamBytes) stream(to + i, from + i);
+}
+
 static void copy(const HeadRows& from, const HeadRows& to, int64_t heads, int64_t n,
-                 const float* factors, int64_t factor_stride) {
+                 const float* factors, int64_t factor_stride, bool streamed) {
   if (from.dtype == to.dtype) {
     const int64_t bytes = n * size_of(to.dtype);
     if (from.head == n && to.head == n) {
-      std::memcpy(to.data, from.data, heads * bytes);
+      copy_row(to.data, from.data, heads * bytes, streamed);
       return;
     }
-    for (int64_t h = 0; h < heads; ++h) std::memcpy(row(to, h), row(from, h), bytes);
+    for (int64_t h = 0; h < heads; ++h) copy_row(row(to, h), row(from, h), bytes, streamed);
     return;
   }
   constexpr int kChunk = 256;
@@ -95,7 +130,10 @@ static void mix(const T* a, float a_weight, const T* b, float b_weight, T* out, 
 template <class T>
 static void merge_rows_of(const HeadRows& a, const HeadScores& a_lse, const HeadRows& b,
                           const HeadScores& b_lse, const HeadRows& out, const HeadScores& out_lse,
-                          int64_t tokens, int64_t heads, int n) {
+                          int64_t tokens, int64_t heads, int n, bool streamed) {
+  constexpr int kMostStreamed = 512;
+  alignas(64) T line[kMostStreamed];
+  streamed = streamed && n <= kMostStreamed;
   MergeWeights weights;
   // What is not to be read, before `out_lse`, which may be a part's, says so no more.
   bool no_a[kMergedTokens][kMergedHeads], no_b[kMergedTokens][kMergedHeads];
@@ -118,7 +156,9 @@ static void merge_rows_of(const HeadRows& a, const HeadScores& a_lse, const Head
         } else if (no_b[t][i]) {
           keep_one(x, weights.a[t][i], to, n);
         } else {
-          mix(x, weights.a[t][i], y, weights.b[t][i], to, n);
+          mix(x, weights.a[t][i], y, weights.b[t][i], streamed ? line : to, n);
+          if (streamed)
+            copy_row(row(out, h + i, t), reinterpret_cast<char*>(line), n * sizeof(T), true);
         }
       }
     }
@@ -127,14 +167,15 @@ static void merge_rows_of(const HeadRows& a, const HeadScores& a_lse, const Head
 
 static void merge(const HeadRows& a, const HeadScores& a_lse, const HeadRows& b,
                   const HeadScores& b_lse, const HeadRows& out, const HeadScores& out_lse,
-                  int64_t tokens, int64_t heads, int64_t n) {
+                  int64_t tokens, int64_t heads, int64_t n, bool streamed) {
   with_type(out.dtype, [&](auto* type) {
     merge_rows_of<std::remove_pointer_t<decltype(type)>>(a, a_lse, b, b_lse, out, out_lse, tokens,
-                                                         heads, static_cast<int>(n));
+                                                         heads, static_cast<int>(n), streamed);
   });
+  if (streamed) settle();
 }
 
 extern const CacheKernels cache_kernels;
-const CacheKernels cache_kernels = {copy, merge};
+const CacheKernels cache_kernels = {copy, settle, merge};
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -34,6 +34,11 @@ struct Sequence {
 
 constexpr int64_t kUnbounded = int64_t{1} << 40;
 
+// Items of at most so many rows per key head may take several key heads,
+constexpr int64_t kRowsReadTogether = 20;
+// and have at most so many rows in all.
+constexpr int64_t kMostRowsReadTogether = 160;
+
 struct Attention {
   Rows q, k, v, out;
   float* lse = nullptr;  // [heads, tokens], or null
@@ -51,14 +56,26 @@ struct Attention {
   int64_t k_scale_stride = 0, v_scale_stride = 0;
 };
 
-// One block of queries, of heads that share keys, against one range of keys.
+// One block of queries, of the heads that share some key heads, against one range of keys.
 struct WorkItem {
   Sequence sequence;
   int64_t kv_head, first_head;
+  int64_t kv_heads;                // more than one only with few queries: they are read as one run
   int64_t query_begin, query_end;  // within the sequence
   int64_t key_begin, key_end;
-  float* partial;  // null, or rows x (value_dim + 1): output and log-sum-exp of this range
+  float* partial;        // null, or rows x (value_dim + 1): output and log-sum-exp of this range
+  int64_t partial_step;  // floats from one key head's to the next's
 };
+
+// The part of an item that one of its key heads has.
+inline WorkItem one_head(const Attention& a, const WorkItem& w, int64_t i) {
+  WorkItem one = w;
+  one.kv_head += i;
+  one.first_head += i * a.group;
+  one.kv_heads = 1;
+  if (w.partial != nullptr) one.partial += i * w.partial_step;
+  return one;
+}
 
 // The partial results of one block of queries, to be joined.
 struct Join {

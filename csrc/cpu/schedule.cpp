@@ -12,6 +12,7 @@ constexpr int64_t kFewestKeys = 256;  // a smaller range is not worth joining
 constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
+constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,7 +26,7 @@ std::string at(const char* name, int64_t i) {
 
 // Reading a key costs about as much as eight rows of arithmetic on it.
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {
-  return std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
+  return w.kv_heads * std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
 }
 
 // The keys that some query of the block can see.
@@ -41,18 +42,41 @@ void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows,
                 std::vector<WorkItem>* items) {
   const int64_t most = block_rows / a.group;
   const int64_t blocks = divide_up(s.queries, most);
-  for (int64_t head = 0; head < a.heads; head += a.group) {
+  const int64_t together = key_heads_together(a, s.queries);
+  for (int64_t head = 0; head < a.heads; head += together * a.group) {
     for (int64_t block = 0; block < blocks; ++block) {
-      WorkItem w{s,
-                 head * a.kv_heads / a.heads,
-                 head,
-                 block * most,
-                 std::min(s.queries, (block + 1) * most),
-                 0,
-                 0,
-                 nullptr};
+      WorkItem w{};
+      w.sequence = s;
+      w.kv_head = head * a.kv_heads / a.heads;
+      w.first_head = head;
+      w.kv_heads = std::min(together, a.kv_heads - w.kv_head);
+      w.query_begin = block * most;
+      w.query_end = std::min(s.queries, (block + 1) * most);
       narrow_keys(a, &w);
       items->push_back(w);
+    }
+  }
+}
+
+// Splits an item's key heads so that each piece costs about `budget` when it is left with so many
+// keys. Which heads go together does not change a bit of any result.
+void split_heads(const Attention& a, int64_t budget, int64_t fewest_keys, size_t index,
+                 std::vector<WorkItem>* items) {
+  const WorkItem w = (*items)[index];
+  const int64_t keys = w.key_end - w.key_begin;
+  const int64_t left = keys <= kShortKeys ? keys : std::min(keys, fewest_keys);
+  const int64_t pieces = std::min(w.kv_heads, divide_up(cost_per_key(a, w) * left, budget));
+  if (pieces <= 1) return;
+  for (int64_t p = 0; p < pieces; ++p) {
+    const int64_t begin = w.kv_heads * p / pieces, end = w.kv_heads * (p + 1) / pieces;
+    WorkItem piece = w;
+    piece.kv_head += begin;
+    piece.first_head += begin * a.group;
+    piece.kv_heads = end - begin;
+    if (p == 0) {
+      (*items)[index] = piece;
+    } else {
+      items->push_back(piece);
     }
   }
 }
@@ -77,6 +101,10 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
   int64_t total = 0;
   for (const WorkItem& w : plan->items) total += work_cost(a, w);
   const int64_t budget = total / (threads * kItemsPerThread) + 1;
+  const int64_t fewest_keys = deterministic ? kFixedKeys : kFewestKeys;
+  for (size_t i = 0, given = plan->items.size(); i < given; ++i) {
+    if (plan->items[i].kv_heads > 1) split_heads(a, budget, fewest_keys, i, &plan->items);
+  }
   const size_t whole = plan->items.size();
   int64_t floats = 0;
   for (size_t i = 0; i < whole; ++i) {
@@ -84,26 +112,36 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
     const int64_t part = keys_per_part(a, w, budget, deterministic);
     const int64_t parts = part == 0 ? 1 : divide_up(w.key_end - w.key_begin, part);
     if (parts <= 1) continue;
-    plan->joins.push_back({w, parts});
+    // Of one key head the parts lie one behind another.
+    const int64_t step = parts * part_floats(a, w);
+    // An offset for now: the memory may still move.
+    auto offset = [&](int64_t at) { return reinterpret_cast<float*>((at + 1) * sizeof(float)); };
+    for (int64_t h = 0; h < w.kv_heads; ++h) {
+      Join join{one_head(a, w, h), parts};
+      join.first.partial = offset(floats + h * step);
+      plan->joins.push_back(join);
+    }
     for (int64_t p = 0; p < parts; ++p) {
       WorkItem piece = w;
       piece.key_begin = w.key_begin + p * part;
       piece.key_end = std::min(w.key_end, piece.key_begin + part);
-      // An offset for now: the memory may still move.
-      piece.partial = reinterpret_cast<float*>((floats + 1) * sizeof(float));
-      floats += part_floats(a, w);
+      piece.partial = offset(floats + p * part_floats(a, w));
+      piece.partial_step = step;
       if (p == 0) {
-        plan->joins.back().first.partial = piece.partial;
         plan->items[i] = piece;
       } else {
         plan->items.push_back(piece);
       }
     }
+    floats += w.kv_heads * step;
   }
-  if (static_cast<int64_t>(plan->partial.size()) < floats) plan->partial.resize(floats);
+  if (plan->partial_room < floats) {
+    plan->partial.reset(new float[floats]);
+    plan->partial_room = floats;
+  }
   auto place = [&](WorkItem& w) {
     if (w.partial == nullptr) return;
-    w.partial = plan->partial.data() + reinterpret_cast<uintptr_t>(w.partial) / sizeof(float) - 1;
+    w.partial = plan->partial.get() + reinterpret_cast<uintptr_t>(w.partial) / sizeof(float) - 1;
   };
   for (WorkItem& w : plan->items) place(w);
   for (Join& j : plan->joins) place(j.first);
@@ -148,6 +186,13 @@ Sequence read_sequence(const Batch& b, int64_t i) {
     }
   }
   return s;
+}
+
+int64_t key_heads_together(const Attention& a, int64_t queries) {
+  const int64_t rows = queries * a.group;
+  const bool sharing_whole = a.group * a.kv_heads == a.heads;
+  if (!sharing_whole || rows > kRowsReadTogether) return 1;
+  return std::max<int64_t>(1, kMostRowsReadTogether / std::max<int64_t>(1, rows));
 }
 
 int64_t heads_together(const Attention& a, int64_t block_rows) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "csrc/cpu/kernels.h"
@@ -23,7 +24,10 @@ struct Batch {
 struct Plan {
   std::vector<WorkItem> items;  // dearest first
   std::vector<Join> joins;
-  std::vector<float> partial;  // what the items with partial results write to
+  // What the items with partial results write to. Nothing is written before: the thread that works
+  // on an item touches its memory first, so on a machine of several nodes it lies on that thread's.
+  std::unique_ptr<float[]> partial;
+  int64_t partial_room = 0;
 };
 
 // What an item is thought to cost, in keys times rows.
@@ -34,6 +38,10 @@ Sequence read_sequence(const Batch&, int64_t index);
 
 // The most heads sharing a key head that fit into one work item, and that divide evenly.
 int64_t heads_together(const Attention&, int64_t block_rows);
+
+// How many key heads an item of so few queries may take: with few rows the work is reading, and
+// the key heads of a page lie side by side in memory.
+int64_t key_heads_together(const Attention&, int64_t queries);
 
 // Fills `plan`, reusing its memory. With `deterministic`, how a sequence is split depends on that
 // sequence alone; otherwise also on the rest of the batch and on `threads`.

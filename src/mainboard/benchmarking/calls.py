@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from mainboard import kernels
 from mainboard.benchmarking.rows import Row
 from mainboard.benchmarking.timing import Call
+from mainboard.kernels import host_memory
 from mainboard.kernels.backends.cpu import CpuAttentionBackend
 from mainboard.kernels.backends.dispatched import DispatchedAttentionBackend
 from mainboard.testing.attention_cases import AttentionCase
@@ -57,7 +58,11 @@ def filled(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     drawn = torch.randn(min(size, _BLOCK), device=device)
     block = (drawn * 40).to(dtype) if dtype is torch.int8 else drawn.to(dtype)
     bits = block.view(torch.uint8)
-    whole = torch.empty(size * dtype.itemsize, dtype=torch.uint8, device=device)
+    nbytes = (size * dtype.itemsize,)
+    if device == "cpu":  # ours and torch's alike on the memory that the CPU backend asks for
+        whole = host_memory.zeros(nbytes, torch.uint8)
+    else:
+        whole = torch.empty(nbytes, dtype=torch.uint8, device=device)
     rounds = whole.numel() // bits.numel()
     whole[: rounds * bits.numel()].view(rounds, -1).copy_(bits)
     whole[rounds * bits.numel() :] = bits[: whole.numel() - rounds * bits.numel()]

@@ -62,7 +62,7 @@ int main() {
     }
     // Pairs of a row and a key, counted once per item, against what the batch has.
     for (const WorkItem& w : plan.items) {
-      wrong += static_cast<double>((w.query_end - w.query_begin) * a.group) *
+      wrong += static_cast<double>((w.query_end - w.query_begin) * a.group * w.kv_heads) *
                static_cast<double>(w.key_end - w.key_begin);
     }
     for (int64_t i = 0; i < size; ++i) {

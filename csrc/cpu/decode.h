@@ -1,0 +1,211 @@
+// Decode: a few query rows against one range of keys, of several key heads in one run.
+#pragma once
+
+#include "csrc/cpu/dot.h"
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+// What the peak of a row is that has seen nothing: finite, so that nothing minus nothing is no NaN.
+constexpr float kNoPeak = -3.0e38f;
+
+struct DotRow {
+  float peak, sum, slope;
+  int64_t position;
+  Span span;
+};
+
+// Whether some lane is above; NaN is not.
+inline bool any_above(Vec x, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, set1(limit), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, set1(limit), _CMP_GT_OQ)) != 0;
+#else
+  return reduce_max(x) > limit;
+#endif
+}
+
+// Softcap, ALiBi, mask and the online softmax on one row's scores of keys [key, key + n); there is
+// room for Keys.
+template <int Keys>
+inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, float* scores) {
+  const int first = static_cast<int>(clamp(row.span.first - key, 0, n));
+  const int last = static_cast<int>(clamp(row.span.last - key + 1, first, n));
+  for (int i = 0; i < first; ++i) scores[i] = -INFINITY;
+  for (int i = last; i < Keys; ++i) scores[i] = -INFINITY;
+  if (a.softcap > 0.0f) {
+    const Vec cap = set1(a.softcap), inverse = set1(1.0f / a.softcap);
+    float capped[Keys];
+    for (int i = 0; i < n; i += kLanes) store(capped + i, cap * tanh(load(scores + i) * inverse));
+    std::memcpy(scores + first, capped + first, sizeof(float) * (last - first));
+  }
+  if (a.alibi_slopes != nullptr) {
+    for (int i = first; i < last; ++i) {
+      scores[i] -= row.slope * std::fabs(static_cast<float>(row.position - key - i));
+    }
+  }
+  Vec top = load(scores);
+  for (int i = kLanes; i < n; i += kLanes) top = max(top, load(scores + i));
+  // Most blocks do not move the peak, and a test is cheaper than the maximum.
+  float keep = 1.0f;
+  if (any_above(top, row.peak)) {
+    const float peak = reduce_max(top);
+    keep = exp_scalar(row.peak - peak);
+    row.peak = peak;
+  }
+  const Vec reference = set1(row.peak);
+  Vec sum = zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const Vec e = exp_nonpositive(load(scores + i) - reference);
+    store(scores + i, e);
+    sum = sum + e;
+  }
+  row.sum = row.sum * keep + reduce_add(sum);
+  return keep;
+}
+
+// R rows against one block of keys.
+template <int R, class T>
+inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
+                        const float* q, float* o, float* scores) {
+  float keep[R];
+  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
+  for (int r = 0; r < R; ++r) {
+    keep[r] = soften_row<kDotKeys>(a, row[r], key, block.now.keys, scores + r * kDotKeys);
+  }
+  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
+}
+
+template <class T>
+inline void attend_block(const Attention& a, Block block, int64_t key, int rows, DotRow* row,
+                         const float* q, float* o, float* scores) {
+  const int64_t dim = a.head_dim, value_dim = a.value_dim;
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+    block.next.keys = 0;  // asked for once
+  }
+  for (; r + 2 <= rows; r += 2) {
+    attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+    block.next.keys = 0;
+  }
+  if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+}
+
+// An item's keys in the order of memory: those of a page, head by head, because the heads of a page
+// lie side by side, and then the next page's.
+class KeyWalk {
+ public:
+  KeyWalk(const Attention& a, const WorkItem& w)
+      : a_(a), w_(w), run_(kDotKeys), begin_(w.key_begin), end_(w.key_begin) {
+    if (w.sequence.pages != nullptr && a.page_size > kDotKeys) {
+      run_ = a.page_size < kMostKeys ? a.page_size : kMostKeys;
+    }
+  }
+  // The next block's first key and its head within the item, or false. Rows stay valid for one more
+  // block.
+  bool take(KeyRows* rows, int64_t* key, int64_t* head) {
+    if (at_ == end_ - begin_) {
+      at_ = 0;
+      if (++head_ >= w_.kv_heads && !open_run()) {
+        rows->keys = 0;
+        return false;
+      }
+    }
+    const int left = static_cast<int>(end_ - begin_) - at_;
+    *key = begin_ + at_;
+    *head = head_;
+    *rows = {k_[buffer_] + at_, v_[buffer_] + at_, head_ * a_.k.head * size_of(a_.k.dtype),
+             head_ * a_.v.head * size_of(a_.v.dtype), left < kDotKeys ? left : kDotKeys};
+    at_ += rows->keys;
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kMostKeys = 128;  // that one head is given before the next head's turn
+
+  bool open_run() {
+    head_ = 0;
+    begin_ = end_;
+    if (begin_ >= w_.key_end) return false;
+    end_ = clamp((begin_ / run_ + 1) * run_, 0, w_.key_end);
+    buffer_ = 1 - buffer_;
+    const int n = static_cast<int>(end_ - begin_);
+    key_rows(a_.k, w_.sequence, a_.page_size, begin_, w_.kv_head, n, k_[buffer_]);
+    key_rows(a_.v, w_.sequence, a_.page_size, begin_, w_.kv_head, n, v_[buffer_]);
+    return true;
+  }
+
+  const Attention& a_;
+  const WorkItem& w_;
+  int64_t run_, begin_, end_;
+  int64_t head_ = kUnbounded;  // so that the first block opens a run
+  int at_ = 0, buffer_ = 0;
+  const char *k_[2][kMostKeys], *v_[2][kMostKeys];
+};
+
+template <class T>
+inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
+                        const float* q, float* o, float* scores) {
+  KeyWalk walk(a, w);
+  Block block;
+  int64_t key = 0, head = 0;
+  for (bool more = walk.take(&block.next, &key, &head); more;) {
+    block.now = block.next;
+    const int64_t first = head * rows, begin = key;
+    more = walk.take(&block.next, &key, &head);
+    attend_block<T>(a, block, begin, rows, row + first, q + first * a.head_dim,
+                    o + first * a.value_dim, scores);
+  }
+}
+
+inline bool dot_serves(const Attention& a, const WorkItem& w) {
+  return (w.query_end - w.query_begin) * a.group <= kDotRows && a.head_dim % kLanes == 0 &&
+         a.value_dim % kLanes == 0;
+}
+
+inline int64_t dot_scratch_floats(const Attention& a) {
+  return kMostRowsReadTogether * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
+}
+
+// Row r of an item's key head h is its row h * rows + r here.
+inline void begin_dot_rows(const Attention& a, const WorkItem& w, int rows, DotRow* row, float* q) {
+  const int dim = static_cast<int>(a.head_dim);
+  for (int64_t i = 0; i < w.kv_heads * rows; ++i) {
+    const int64_t kv = i / rows, r = i % rows;
+    const int64_t token = w.query_begin + r / a.group;
+    const int64_t head = w.first_head + kv * a.group + r % a.group;
+    const int64_t position = token + w.sequence.keys - w.sequence.queries;
+    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + i * dim, dim);
+    narrow(q + i * dim, score_scale(a, w.kv_head + kv), q + i * dim, dim);
+    row[i] = {kNoPeak, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
+              visible(a, w, position)};
+  }
+}
+
+inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
+  const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
+  const int all = static_cast<int>(w.kv_heads) * rows;
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  float* scores = scratch;  // first, because it is loaded as whole vectors
+  float* q = scores + kRowsAtOnce * kDotKeys;
+  float* o = q + kMostRowsReadTogether * dim;
+  DotRow row[kMostRowsReadTogether];
+  begin_dot_rows(a, w, rows, row, q);
+  std::memset(o, 0, sizeof(float) * all * value_dim);
+  with_type(a.k.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int r = 0; r < all; ++r) reorder_pairs<T>(q + r * dim, dim, false);
+    attend_keys<T>(a, w, rows, row, q, o, scores);
+    for (int r = 0; r < all; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
+  });
+  for (int64_t h = 0; h < w.kv_heads; ++h) {
+    const WorkItem one = one_head(a, w, h);
+    for (int r = 0; r < rows; ++r) {
+      const int64_t i = h * rows + r;
+      finish_row(a, one, r, o + i * value_dim, row[i].peak, row[i].sum);
+    }
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA
