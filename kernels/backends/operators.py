@@ -289,7 +289,23 @@ class OperatorAttentionBackend(AttentionBackend):
         )  # fmt: skip
         if not cls.supports_kv_cache_dtype(kv_cache_dtype) or reasons:
             return reasons
-        request = Request(
+        try:
+            choose(cls._request(head_size, dtype, kv_cache_dtype, block_size, has_sink))
+        except UnsupportedConfigurationError as error:
+            return list(error.reasons)
+        return []
+
+    @classmethod
+    def _request(
+        cls,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | torch.dtype | None,
+        block_size: int | None,
+        has_sink: bool,
+    ) -> Request:
+        """A configuration as what the operator would be asked to do."""
+        return Request(
             device=cls.device_type or "cpu",
             dtype=dtype,
             cache_dtype=cache_dtype(kv_cache_dtype),
@@ -297,8 +313,3 @@ class OperatorAttentionBackend(AttentionBackend):
             page_size=block_size,
             features=frozenset({"sinks"} if has_sink else ()),
         )
-        try:
-            choose(request)
-        except UnsupportedConfigurationError as error:
-            return list(error.reasons)
-        return []
