@@ -50,6 +50,8 @@ CACHE_DTYPES: dict[str, torch.dtype | None] = {
 def cache_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype that a name of `CACHE_DTYPES` means; a dtype is what it is.
 
+    `fp8` leaves the kind to the platform: some of AMD's devices have instructions for another one.
+
     Raises:
         UnsupportedConfigurationError: the operators know no cache of that name.
     """
@@ -58,6 +60,11 @@ def cache_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     if name not in CACHE_DTYPES:
         known = ", ".join(CACHE_DTYPES)
         raise UnsupportedConfigurationError(f"a {name!r} cache is not served; expected {known}")
+    if name == "fp8":
+        from mainboard.platforms import current_platform
+
+        kind: torch.dtype = current_platform.fp8_dtype()
+        return kind
     return CACHE_DTYPES[name]
 
 

@@ -16,6 +16,7 @@ from mainboard.errors import UnsupportedConfigurationError
 from mainboard.kernels import reference
 from mainboard.kernels.backends.interface import CommonAttentionMetadata
 from mainboard.kernels.backends.latent import LatentAttentionBackend, LatentAttentionImpl
+from mainboard.kernels.backends.operators import cache_dtype
 from mainboard.kernels.backends.selection import AttentionSelectorConfig, select_attention_backend
 from mainboard.platforms.cpu import CpuPlatform
 from mainboard.platforms.cuda import CudaPlatform
@@ -57,6 +58,19 @@ def test_it_is_chosen_on_amd_devices(mi300x: RocmPlatform) -> None:
     assert others == {"MAINBOARD": ("latent attention is not served",)}
     usual = select_attention_backend(CONFIG._replace(use_mla=False, head_size=128), platform=mi300x)
     assert usual.name == "MAINBOARD"
+
+
+def test_fp8_is_the_kind_that_the_device_has(
+    mi300x: RocmPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache called `fp8` is of the platform's kind; a kind that is named is that one."""
+    monkeypatch.setattr("mainboard.platforms.current_platform", mi300x)
+    assert cache_dtype("fp8") is torch.float8_e4m3fnuz
+    assert cache_dtype("fp8_e4m3") is torch.float8_e4m3fn
+    config = CONFIG._replace(kv_cache_dtype="fp8")
+    assert LatentAttentionBackend.validate_configuration(**config._asdict()) == []
+    monkeypatch.setattr("mainboard.platforms.current_platform", CpuPlatform())
+    assert cache_dtype("fp8") is torch.float8_e4m3fn
 
 
 @pytest.mark.parametrize(
@@ -136,7 +150,7 @@ def expected(given: SimpleNamespace, cache: torch.Tensor) -> tuple[torch.Tensor,
 def check_layer(dtype: torch.dtype, stored: torch.dtype) -> None:
     """A layer writes the new rows and attends; padding behind the batch is left alone."""
     given = drawn(dtype, stored)
-    name = {torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8_e5m2"}.get(stored, "auto")
+    name = {torch.float8_e4m3fn: "fp8_e4m3", torch.float8_e5m2: "fp8_e5m2"}.get(stored, "auto")
     impl: Any = LatentAttentionBackend.get_impl_cls()(HEADS, LATENT + ROTARY, 0.07, 1,
                                                       kv_cache_dtype=name)  # fmt: skip
     builder = LatentAttentionBackend.get_builder_cls()(None, ["layer"], None, given.q.device)
