@@ -177,7 +177,16 @@ class LatentAttentionImpl(AttentionImpl[OperatorMetadata]):
     def _call(
         self, query: Tensor, kv_cache: Tensor, batch: OperatorMetadata, layer: AttentionLayer
     ) -> dict[str, Any]:
-        """The operator's arguments for one batch."""
+        """The operator's arguments for one batch.
+
+        Raises:
+            UnsupportedConfigurationError: the batch has a causal flag for each sequence.
+        """
+        if not isinstance(batch.causal, bool):
+            raise UnsupportedConfigurationError(
+                "latent attention that is causal for some sequences only was asked for; "
+                "mla_decode takes one answer for the whole batch, so split it in two"
+            )
         cache = self._rows(kv_cache)
         return {
             "q": query.view(-1, self.num_heads, self.head_size)[: batch.tokens],

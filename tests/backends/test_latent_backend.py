@@ -175,6 +175,16 @@ def check_layer(dtype: torch.dtype, stored: torch.dtype) -> None:
         torch.testing.assert_close(lse.t().double(), want_lse, rtol=1e-4, atol=1e-4)
 
 
+def test_causal_flags_are_refused() -> None:
+    """Latent attention takes one answer for the whole batch, and says so."""
+    given = drawn(torch.float32, torch.float32)
+    impl = LatentAttentionImpl(HEADS, LATENT + ROTARY, 0.07)
+    flagged = given.batch.replace(causal=torch.tensor([True, False]))
+    batch = LatentAttentionBackend.get_builder_cls()(None, [], None, given.q.device)
+    with pytest.raises(UnsupportedConfigurationError, match="so split it in two"):
+        impl.forward_mqa(given.q, given.cache, batch.build(0, flagged), SimpleNamespace())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_layer_gives_what_the_reference_gives(dtype: torch.dtype, stored: torch.dtype) -> None:
