@@ -182,7 +182,7 @@ def test_causal_flags_are_refused() -> None:
     flagged = given.batch.replace(causal=torch.tensor([True, False]))
     batch = LatentAttentionBackend.get_builder_cls()(None, [], None, given.q.device)
     with pytest.raises(UnsupportedConfigurationError, match="so split it in two"):
-        impl.forward_mqa(given.q, given.cache, batch.build(0, flagged), SimpleNamespace())  # type: ignore[arg-type]
+        impl.forward_mqa(given.q, given.cache, batch.build(0, flagged), SimpleNamespace())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
