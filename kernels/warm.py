@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mainboard.kernels.ops import attention
+from mainboard.kernels.ops import attention, mla_decode
 
 __all__ = ["warm_up"]
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def warm_up(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     *,
     heads: int,
     keys: Sequence[int],
@@ -28,21 +28,21 @@ def warm_up(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> float:
-    """Call `attention` on empty sequences, once for each combination of sizes.
+    """Call `attention`, or `mla_decode`, on empty sequences, once for each combination of sizes.
 
     It chooses, compiles and loads what calls of these sizes will use, and reads no key. Compiled
     Triton kernels stay in Triton's cache on disk, where later processes find them.
 
     Args:
         k: your key cache, or dense keys: their dtype, layout and alignment are what matters.
-        v: the same for values.
+        v: the same for values; None says that `k` is a cache of latent rows, for `mla_decode`.
         heads: of queries.
         keys: of the longest sequence.
         queries: of the longest sequence: 1 for decode, the size of a chunk for prefill.
         batches: numbers of sequences.
         dtype: of queries; by default the keys', or bfloat16 over 8-bit floats.
-        options: what else your calls give to `attention`, such as `window` or `sinks`; a tensor of
-            causal flags may have any length.
+        options: what else your calls give to the operator, such as `window` or `value_dim`; a tensor
+            of causal flags may have any length.
 
     Returns:
         The seconds it took.
@@ -54,16 +54,22 @@ def warm_up(
     for batch, longest, length in itertools.product(batches, queries, keys):
         q = torch.empty(batch * longest, heads, k.shape[-1], dtype=dtype, device=k.device)
         nowhere, nothing = zeros(batch + 1), zeros(batch)
+        sizes: dict[str, Any] = {
+            "cu_seqlens_q": nowhere,
+            "max_seqlen_q": longest,
+            "max_seqlen_k": length,
+        }
         where: dict[str, Any] = {"cu_seqlens_k": nowhere}
-        if k.dim() == 4:
+        if k.dim() == 4 or v is None:
             table = zeros(batch, -(-length // k.shape[1]))
             where = {"seqused_k": nothing, "block_table": table}
         if isinstance(options.get("causal"), Tensor):
             options["causal"] = nothing.bool()
-        attention(
-            q, k, v, cu_seqlens_q=nowhere, max_seqlen_q=longest, max_seqlen_k=length, **where,
-            **options,
-        )  # fmt: skip
+        if v is None:
+            scale = {"softmax_scale": k.shape[-1] ** -0.5}
+            mla_decode(q, k, **sizes, **where, **scale | options)
+        else:
+            attention(q, k, v, **sizes, **where, **options)
     if k.is_cuda:
         torch.cuda.synchronize(k.device)
     seconds = time.perf_counter() - begin

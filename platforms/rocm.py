@@ -199,10 +199,11 @@ class RocmPlatform(ListedDevices):
         attn_selector_config: Any,
         num_heads: int | None = None,
     ) -> str:
-        """Path of the attention backend; empty for latent and sparse attention, which have none."""
-        special = ("use_mla", "use_sparse")
-        if any(getattr(attn_selector_config, name, False) for name in special):
+        """Path of the attention backend; empty for sparse attention, which has none."""
+        if getattr(attn_selector_config, "use_sparse", False):
             return ""
+        if getattr(attn_selector_config, "use_mla", False):
+            return "mainboard.kernels.backends.latent.LatentAttentionBackend"
         return "mainboard.kernels.backends.dispatched.DispatchedAttentionBackend"
 
     @classmethod

@@ -50,6 +50,8 @@ CACHE_DTYPES: dict[str, torch.dtype | None] = {
 def cache_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype that a name of `CACHE_DTYPES` means; a dtype is what it is.
 
+    `fp8` leaves the kind to the platform: some of AMD's devices have instructions for another one.
+
     Raises:
         UnsupportedConfigurationError: the operators know no cache of that name.
     """
@@ -58,6 +60,11 @@ def cache_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     if name not in CACHE_DTYPES:
         known = ", ".join(CACHE_DTYPES)
         raise UnsupportedConfigurationError(f"a {name!r} cache is not served; expected {known}")
+    if name == "fp8":
+        from mainboard.platforms import current_platform
+
+        kind: torch.dtype = current_platform.fp8_dtype()
+        return kind
     return CACHE_DTYPES[name]
 
 
@@ -289,7 +296,23 @@ class OperatorAttentionBackend(AttentionBackend):
         )  # fmt: skip
         if not cls.supports_kv_cache_dtype(kv_cache_dtype) or reasons:
             return reasons
-        request = Request(
+        try:
+            choose(cls._request(head_size, dtype, kv_cache_dtype, block_size, has_sink))
+        except UnsupportedConfigurationError as error:
+            return list(error.reasons)
+        return []
+
+    @classmethod
+    def _request(
+        cls,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | torch.dtype | None,
+        block_size: int | None,
+        has_sink: bool,
+    ) -> Request:
+        """A configuration as what the operator would be asked to do."""
+        return Request(
             device=cls.device_type or "cpu",
             dtype=dtype,
             cache_dtype=cache_dtype(kv_cache_dtype),
@@ -297,8 +320,3 @@ class OperatorAttentionBackend(AttentionBackend):
             page_size=block_size,
             features=frozenset({"sinks"} if has_sink else ()),
         )
-        try:
-            choose(request)
-        except UnsupportedConfigurationError as error:
-            return list(error.reasons)
-        return []

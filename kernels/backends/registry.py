@@ -83,6 +83,9 @@ _BUILT_IN = (
     RegisteredBackend(
         "MAINBOARD", f"{_OURS}.dispatched.DispatchedAttentionBackend", DISPATCHED, None, _OURS
     ),
+    RegisteredBackend(
+        "MAINBOARD_MLA", f"{_OURS}.latent.LatentAttentionBackend", DISPATCHED, None, _OURS
+    ),
     # vLLM's name for attention on this device; never tried twice.
     RegisteredBackend(
         "CPU_ATTN", f"{_OURS}.cpu.CpuAttentionBackend", None, frozenset({"cpu"}), _OURS

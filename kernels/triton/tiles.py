@@ -9,7 +9,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,8 @@ class Tile:
             in the page table; its loads need twice the time. 0: the same.
         slice: columns that latent attention multiplies at a time; 0: all.
         near: count offsets into keys and values in 32 bits, where these suffice.
+        rows_again: work out which rows a tile has a second time after its walk over the keys, which
+            leaves the walk more registers.
         per_unit: programs that one compute unit holds at a time; for counting splits.
         options: what else the architecture's compiler is told.
     """
@@ -48,6 +50,7 @@ class Tile:
     scattered_stages: int = 0
     slice: int = 0
     near: bool = True
+    rows_again: bool = True
     per_unit: int = 2
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -60,14 +63,18 @@ class Tile:
 Table = Mapping[tuple[str, int], Tile]
 
 
-def _table(rows: dict[tuple[str, int], Tile]) -> Table:
-    return MappingProxyType(rows)
+def _table(rows: dict[tuple[str, int], Tile], **every: Any) -> Table:
+    return MappingProxyType({at: replace(tile, **every) for at, tile in rows.items()})
 
 
 _HOPPER = _table(
     {
         ("prefill", 64): Tile(128, 64, 8, 3, described=True),
-        ("prefill", 128): Tile(128, 128, 8, 3, scattered_stages=5),
+        # With 128 registers two programs share a multiprocessor: one's products run beside the
+        # other's softmax.
+        ("prefill", 128): Tile(
+            128, 64, 8, 2, described=True, scattered_stages=3, options={"maxnreg": 128}
+        ),
         ("prefill", 256): Tile(128, 64, 8, 2, described=True),
         ("decode", 64): Tile(64, 64, 2, 3, near=False, per_unit=4),
         ("decode", 128): Tile(64, 128, 4, 2, near=False),
@@ -79,7 +86,8 @@ _HOPPER = _table(
 _BLACKWELL = _table(
     {
         **_HOPPER,
-        ("prefill", 64): Tile(128, 64, 8, 3),
+        ("prefill", 64): Tile(128, 64, 8, 3, rows_again=False),
+        ("prefill", 128): Tile(128, 128, 8, 3, scattered_stages=5),
         ("latent", 512): Tile(32, 32, 8, 2, per_unit=1),
     }
 )
@@ -127,10 +135,11 @@ _CDNA = _table(
         ("decode", 128): Tile(32, 64, 4, 1),
         ("decode", 256): Tile(32, 32, 4, 1),
         ("latent", 512): Tile(16, 16, 4, 1, per_unit=1),
-    }
+    },
+    rows_again=False,  # it would take more scalar registers than there are
 )
 # Longer blocks take more scalar registers than it has.
-_CDNA2 = _table({**_CDNA, ("decode", 128): Tile(32, 32, 4, 1)})
+_CDNA2 = _table({**_CDNA, ("decode", 128): Tile(32, 32, 4, 1)}, rows_again=False)
 # Its matrix instructions hold every operand in registers.
 _RDNA = _table(
     {

@@ -32,6 +32,7 @@ WORK = tuple(
 """What tiles are chosen for: kind of work, and padded dimension."""
 
 _REGISTERS = 208
+_UNIT = 65536  # registers of a multiprocessor, of which a half leaves room for a second program
 _RESERVED = 2048  # bytes of shared memory that a kernel takes beside its tiles
 # The bulk copy engine came with this generation.
 _DESCRIBES = (9, 0)
@@ -58,13 +59,13 @@ class Measured:
         return product
 
 
-def _fits(tile: Tile, kind: str, pad: int, shared: int) -> bool:
+def _fits(tile: Tile, kind: str, pad: int, shared: int, most: int = _REGISTERS) -> bool:
     """Whether queries, `num_stages` steps of keys and values, and accumulators have room."""
     copies = 1 if kind == "latent" else 2
     held = 2 * pad * (tile.block_m + copies * tile.num_stages * tile.block_n) + _RESERVED
     threads = 32 * tile.num_warps
     registers = tile.block_m * (pad + 1.5 * tile.block_n) / threads
-    return held <= shared and registers <= _REGISTERS
+    return held <= shared and registers <= min(most, _REGISTERS)
 
 
 def candidates(kind: str, pad: int, index: int = 0) -> list[Tile]:
@@ -93,6 +94,9 @@ def candidates(kind: str, pad: int, index: int = 0) -> list[Tile]:
         )  # fmt: skip
         if _fits(tile, kind, pad, shared):
             found[tile] = None
+            half = _UNIT // (64 * tile.num_warps)
+            if kind == "prefill" and not amd and _fits(tile, kind, pad, shared // 2, half):
+                found[replace(tile, options={"maxnreg": min(half, 255)})] = None
     if kind != "prefill":
         for tile in list(found):
             for per_unit in (1, 2, 4):

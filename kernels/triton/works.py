@@ -131,7 +131,7 @@ def attention_work(
         dim, pad, value_dim, value_pad, group, made.pack, page, tile.near and _near(k, v), int(how),
         left >= 0, right >= 0, softcap > 0.0, scale > 0.0,
         (k.shape, k.stride()) == (v.shape, v.stride()), made.even, made.splits, bool(described),
-        made.block_m, tile.block_n, made.shortest,
+        made.block_m, tile.block_n, made.shortest, tile.rows_again,
     )  # fmt: skip
     programs = made.blocks * kv_heads * -(-group // made.pack)
     parts = made.splits, tokens, heads, value_dim

@@ -85,3 +85,26 @@ def test_a_bar_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> N
     with progress.progress_bar() as advance:
         advance("compile", 2, 4)
     assert pipe.getvalue() == ""
+
+
+def test_what_fits_is_tried_also_with_room_for_a_second_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table's tile comes first; a cap on registers is tried where two programs then fit."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from mainboard.kernels.triton import plan, tiles
+    from mainboard.kernels.triton import tune as tuning
+
+    hopper = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: hopper)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with plan.pretending("sm_90"):
+        found = {work: tuning.candidates(*work) for work in tuning.WORK}
+        assert all(tiles.tile("sm_90", *work) == tried[0] for work, tried in found.items())
+    capped = [tile for tile in found["prefill", 128] if tile.options == {"maxnreg": 128}]
+    assert {(tile.block_m, tile.block_n, tile.num_warps) for tile in capped} >= {(128, 64, 8)}
+    assert not any(tile.options for tile in found["decode", 128] + found["latent", 512])
+    assert all(len(tried) == len(set(map(repr, tried))) for tried in found.values())

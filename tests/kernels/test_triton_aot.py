@@ -24,32 +24,48 @@ SHARED = dict.fromkeys(ARCHITECTURES, 65536) | {
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.md"
 
 
+def recorded() -> dict[tuple[str, str], tuple[str, int, int, int]]:
+    """The published table: tile, registers, shared memory and what is spilled, for each kernel."""
+    row = r"^\| ((?:sm|gfx)\w+) \| ([^|]+) \| ([^|]+) \| (\d+) \| (\d+) \| (\d+) \|$"
+    rows = re.findall(row, TABLE.read_text(), re.MULTILINE)
+    return {
+        (architecture, case): (tile, int(registers), int(shared), int(spilled))
+        for architecture, case, tile, registers, shared, spilled in rows
+    }
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_default_tiles_spill_nothing(architecture: str) -> None:
-    """What takes most compiles for the architecture, and all its values stay in registers."""
-    from mainboard.kernels.triton.aot import compile_case
+    """Every kernel compiles for the architecture, and all its values stay in registers.
 
-    for case in ("paged prefill 128", "decode 128", "latent 512"):
+    With the Triton that the table was made with, it takes what the table says.
+    """
+    import triton
+
+    from mainboard.kernels.triton.aot import CASES, compile_case
+
+    published = recorded()
+    same = f"Triton {triton.__version__}" in TABLE.read_text()
+    for case in CASES:
         found = compile_case(case, architecture)
         assert found.spilled == 0, found
         assert 0 < found.registers <= 512, found
-        assert 0 < found.shared <= SHARED[architecture], found
+        assert 0 <= found.shared <= SHARED[architecture], found
+        takes = found.tile, found.registers, found.shared, found.spilled
+        assert not same or takes == published[architecture, case]
 
 
 def test_recorded_table_has_every_kernel_as_it_is_and_no_spill() -> None:
     """The published table has each kernel for each architecture with today's tile; none spills."""
     from mainboard.kernels.triton.aot import CASES, tile_of
 
-    rows = re.findall(
-        r"^\| ((?:sm|gfx)\w+) \| ([^|]+) \| ([^|]+) \| \d+ \| (\d+) \| (\d+) \|$",
-        TABLE.read_text(),
-        re.MULTILINE,
-    )
-    found = {(architecture, case): tile for architecture, case, tile, *_ in rows}
+    found = recorded()
     expected = itertools.product(ARCHITECTURES, CASES)
-    assert found == {(name, case): tile_of(case, name) for name, case in expected}
-    assert {spilled for *_, spilled in rows} == {"0"}
-    assert all(int(shared) <= SHARED[architecture] for architecture, *_, shared, _ in rows)
+    assert {at: row[0] for at, row in found.items()} == {
+        (name, case): tile_of(case, name) for name, case in expected
+    }
+    assert {spilled for *_, spilled in found.values()} == {0}
+    assert all(found[at][2] <= SHARED[at[0]] for at in found)
 
 
 def test_every_architecture_has_tiles_for_all_work() -> None:

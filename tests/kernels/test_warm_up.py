@@ -1,5 +1,7 @@
 """Calls made ahead of time."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,3 +44,18 @@ def test_flags_of_any_length_stand_for_those_of_each_batch() -> None:
     """Causal flags are one for each sequence, and numbers of sequences differ."""
     flags = torch.tensor([True, False])
     assert warm_up(CACHE, CACHE, heads=4, keys=[16], batches=[1, 3], causal=flags) > 0
+
+
+def test_latent_rows_are_warmed_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without values the cache is one of latent rows, and `mla_decode` is what is called."""
+    seen = []
+    call = warm.mla_decode
+
+    def mla_decode(q: torch.Tensor, cache: torch.Tensor, **given: Any) -> None:
+        seen.append((tuple(q.shape), given["max_seqlen_k"], given["softmax_scale"]))
+        call(q, cache, **given)
+
+    monkeypatch.setattr(warm, "mla_decode", mla_decode)
+    rows = torch.full((3, 16, 80), float("nan"))
+    warm_up(rows, None, heads=5, keys=[40], batches=[2], softmax_scale=0.5, value_dim=64)
+    assert seen == [((2, 5, 80), 40, 0.5)]

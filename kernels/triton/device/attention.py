@@ -183,6 +183,18 @@ def walk(
     return acc, total, most
 
 
+@triton.jit
+def rows_of(
+    row, first_token, q_length, head_tile, kv_head,
+    TOKENS: tl.constexpr, PACK: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The token and the head of each row of a tile, and whether there is such a row."""
+    token = first_token + row // PACK
+    head = head_tile % CHUNKS * PACK + row % PACK
+    live = (row < TOKENS * PACK) & (token < q_length) & (head < GROUP)
+    return token, kv_head * GROUP + head, live
+
+
 @triton.jit(
     do_not_specialize=[
         "batch", "blocks", "tokens", "left", "right", "stride_lh", "stride_table",
@@ -199,12 +211,12 @@ def attention_kernel(
     STORED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
     POSITIVE: tl.constexpr, ALIKE: tl.constexpr, EVEN: tl.constexpr,
     SPLITS: tl.constexpr, DESCRIBED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHORTEST: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries over its keys, or with several SPLITS over its share of them."""
     TOKENS: tl.constexpr = BLOCK_M // PACK
     # What the mask cuts off of the last blocks is time lost: they are short.
-    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N * PAD >= 16384 else BLOCK_N
+    LAST_N: tl.constexpr = BLOCK_N // 2 if BLOCK_M >= 128 and BLOCK_N * PAD >= 8192 else BLOCK_N
     CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
     ALIBI: tl.constexpr = SLOPES is not None
     # Inductor passes Python's numbers as float64.
@@ -245,10 +257,9 @@ def attention_kernel(
         right = tl.where(tl.load(CAUSAL + seq), 0, right)
 
     row = tl.arange(0, BLOCK_M)
-    token = first_token + row // PACK
-    head = head_tile % CHUNKS * PACK + row % PACK
-    live = (row < TOKENS * PACK) & (token < q_length) & (head < GROUP)
-    head = kv_head * GROUP + head
+    token, head, live = rows_of(
+        row, first_token, q_length, head_tile, kv_head, TOKENS, PACK, CHUNKS, GROUP
+    )
     position = token + (length - q_length)
 
     # The keys that some row sees, and among them the blocks that every row sees.
@@ -310,6 +321,13 @@ def attention_kernel(
                 DESCRIBED, phase != 1,
             )  # fmt: skip
 
+    if AGAIN:
+        # Kept during the walk, what is known of the rows takes registers from it. So it is worked
+        # out again, with a zero that no compiler knows to be one.
+        row += tl.minimum(tl.load(CU_Q, volatile=True), 0)
+        token, head, live = rows_of(
+            row, first_token, q_length, head_tile, kv_head, TOKENS, PACK, CHUNKS, GROUP
+        )
     some = tl.where(total > 0.0, total, 1.0)
     acc = acc / some[:, None]
     if V_SCALE is not None:

@@ -101,7 +101,8 @@ def _measured(
                 "default": _times(mine[0].milliseconds),
                 "fastest": _times(fastest.milliseconds),
                 "tile": f"{tile.block_m} x {tile.block_n}, {tile.num_warps} warps, "
-                f"{tile.num_stages} stages",
+                f"{tile.num_stages} stages"
+                + "".join(f", {name} {value}" for name, value in tile.options.items()),
             }
         )
     tiles.write(file, {architecture(torch.cuda.current_device()): best})
