@@ -113,6 +113,7 @@ def plan(
     most_keys: int,
     value_dim: int,
     deterministic: bool,
+    traced: bool = False,
 ) -> Plan:
     """The plan for a call of these sizes.
 
@@ -129,11 +130,12 @@ def plan(
         most_keys: of the longest sequence.
         value_dim: of a result.
         deterministic: whether the rest of the batch must not change a sequence's bits.
+        traced: whether the kernels become part of a compiled graph.
     """
     rows = queries * group
     if kind != "latent":
         kind = "decode" if rows <= 64 or deterministic else "prefill"
-    chosen = tile(target(index), kind, pad, itemsize)
+    chosen = tile(target(index), kind, pad, itemsize, traced)
     block_m = chosen.block_m
     if kind != "prefill" and not deterministic:
         block_m = min(block_m, max(16, 1 << (rows - 1).bit_length()))

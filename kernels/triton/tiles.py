@@ -75,6 +75,7 @@ _HOPPER = _table(
         ("prefill", 128): Tile(
             128, 64, 8, 2, described=True, scattered_stages=3, options={"maxnreg": 128}
         ),
+        ("traced prefill", 128): Tile(128, 128, 8, 3, scattered_stages=5),
         ("prefill", 256): Tile(128, 64, 8, 2, described=True),
         ("decode", 64): Tile(64, 64, 2, 3, near=False, per_unit=4),
         ("decode", 128): Tile(64, 128, 4, 2, near=False),
@@ -242,7 +243,7 @@ def _shipped() -> dict[str, dict[tuple[str, int], Tile]]:
 
 
 @functools.cache
-def tile(architecture: str, kind: str, pad: int, itemsize: int = 2) -> Tile:
+def tile(architecture: str, kind: str, pad: int, itemsize: int = 2, traced: bool = False) -> Tile:
     """The tile for one kind of work.
 
     Args:
@@ -250,6 +251,7 @@ def tile(architecture: str, kind: str, pad: int, itemsize: int = 2) -> Tile:
         kind: one of `KINDS`.
         pad: the larger of key and value dimension, padded.
         itemsize: bytes of a query's element.
+        traced: whether the kernel becomes part of a compiled graph, which takes no `options`.
 
     Raises:
         KeyError: the architecture has no table, or no tile for this dimension.
@@ -260,6 +262,8 @@ def tile(architecture: str, kind: str, pad: int, itemsize: int = 2) -> Tile:
     if table is None:
         raise KeyError(architecture)
     chosen = _shipped().get(architecture, {}).get((kind, pad)) or table[kind, pad]
+    if traced and chosen.options:
+        chosen = table.get((f"traced {kind}", pad), replace(chosen, options={}))
     if itemsize == 4:
         rows, keys = _FLOAT32[kind]
         return Tile(min(chosen.block_m, rows), min(chosen.block_n, keys), 4, 1)

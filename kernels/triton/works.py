@@ -111,7 +111,7 @@ def attention_work(
     pad, value_pad = padded(dim), padded(value_dim)
     made = plan(
         "attention", index, max(pad, value_pad), q.element_size(), group, kv_heads, batch, tokens,
-        max_seqlen_q, keys, value_dim, deterministic,
+        max_seqlen_q, keys, value_dim, deterministic, wrap is not as_is,
     )  # fmt: skip
     tile, page = made.tile, 0 if block_table is None else k.shape[1]
     how = readable(k.dtype, index)
@@ -157,7 +157,7 @@ def latent_work(
     index, latent = q.device.index or 0, out.shape[-1]
     made = plan(
         "latent", index, padded(latent), q.element_size(), heads, 1, batch, tokens, max_seqlen_q,
-        keys, latent, deterministic,
+        keys, latent, deterministic, wrap is not as_is,
     )  # fmt: skip
     tile, page = made.tile, cache.shape[1]
     how, rotary = readable(cache.dtype, index), dim - latent

@@ -196,16 +196,19 @@ def test_a_call_without_the_dispatcher_gives_the_same_bits() -> None:
     assert torch.equal(outs[0], outs[2])
 
 
-@pytest.mark.parametrize(("queries", "flagged"), [(1, False), (200, False), (200, True)])
-def test_compile_sees_through_the_triton_operators(queries: int, flagged: bool) -> None:
+@pytest.mark.parametrize(
+    ("queries", "dim", "flagged"),
+    [(1, 64, False), (200, 64, False), (200, 64, True), (200, 128, False)],
+)
+def test_compile_sees_through_the_triton_operators(queries: int, dim: int, flagged: bool) -> None:
     """Under torch.compile, in one graph, they give what the operator gives."""
     pytest.importorskip("triton")
     from mainboard.kernels.triton import traced
 
     assert "attention" in traced.OPERATORS
     batch, length = 3, 1500
-    pages = torch.randn(2, batch * 94, 16, 2, 64, device="cuda", dtype=torch.float16)
-    q = torch.randn(batch * queries, 8, 64, device="cuda", dtype=torch.float16)
+    pages = torch.randn(2, batch * 94, 16, 2, dim, device="cuda", dtype=torch.float16)
+    q = torch.randn(batch * queries, 8, dim, device="cuda", dtype=torch.float16)
     begins = torch.arange(batch + 1, device="cuda").int() * queries
     used = torch.tensor([1500, 321, 200], device="cuda").int()
     table = torch.randperm(batch * 94, device="cuda").int().view(batch, 94)

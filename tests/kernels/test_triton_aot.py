@@ -80,6 +80,16 @@ def test_every_architecture_has_tiles_for_all_work() -> None:
         assert tiles.family(name) is None
 
 
+def test_a_compiled_graph_gets_tiles_without_options() -> None:
+    """PyTorch passes a kernel in a graph no options but warps and stages: such tiles have none."""
+    from mainboard.kernels.triton import tiles
+    from mainboard.kernels.triton.tune import WORK
+
+    assert tiles.tile("sm_90", "prefill", 128).options
+    for name, (kind, pad) in itertools.product(tiles.ARCHITECTURES, WORK):
+        assert not tiles.tile(name, kind, pad, traced=True).options
+
+
 def test_compile_sees_through_the_operator() -> None:
     """Under torch.compile the operator's kernels are in the graph, not a call of the operator."""
     import torch
