@@ -48,12 +48,15 @@ class Passage:
 
 
 def paragraphs(path: Path, name: Path) -> Iterator[Passage]:
-    """The paragraphs of a file, each heading with the text under it."""
+    """The paragraphs of a file, each heading with the text under it; fenced code is left out."""
     block: list[str] = []
     first = 1
+    fenced = False
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate([*lines, ""], start=1):
-        if line.strip():
+        fence = line.lstrip().startswith("```")
+        fenced ^= fence
+        if line.strip() and not fence and not fenced:
             first = first if block else number
             block.append(line.strip())
         elif block and not (len(block) == 1 and block[0].startswith("#")):

@@ -21,6 +21,7 @@ def documents(tmp_path: Path) -> Path:
     (tmp_path / "animals.md").write_text(
         "# Cats\n\nThe cat sat on the mat and waited for the rain to end.\n\n"
         "Short.\n\nA dog ran through the park, chasing a red ball all afternoon.\n"
+        "\n```text\nKittens and weather, kittens and weather, and once more kittens.\n```\n"
     )
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "machines.txt").write_text(

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="REGEX", help="measure the rows that match, no others")
     parser.add_argument("--list", action="store_true", help="list the rows, and measure nothing")
     parser.add_argument(
-        "--seconds", type=float, metavar="N", help="for the timing of all rows together"
+        "--seconds",
+        type=float,
+        metavar="N",
+        help="for the timing of all rows together; by default "
+        f"{_SECONDS['cpu']:.0f} on a CPU and {_SECONDS_ELSEWHERE:.0f} elsewhere",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the roofline as a PNG")
     # In place of every command's --json, which has no value.
