@@ -13,7 +13,7 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kDotRows = kRowsReadTogether;  // most rows of a key head that this kernel takes
-constexpr int kDotKeys = 32;    // keys whose rows stay in the first-level cache meanwhile
+constexpr int kDotKeys = 64;    // keys whose rows stay in the first-level cache meanwhile
 constexpr int kRowsAtOnce = 4;  // rows that share one reading of a key
 #if defined(__AVX512F__)
 constexpr int kDotScores = 16;  // dot products in flight
@@ -44,17 +44,45 @@ inline VecPair load_pair(const BFloat16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(0xffff0000)))};
 }
+// One byte less its sign has 128 values: the upper halves of their float32 fit into four registers.
+template <class T>
+struct HalvesOfBytes {
+  alignas(64) uint16_t bits[128];
+  HalvesOfBytes() {
+    for (int i = 0; i < 128; ++i) {
+      const float x = T{static_cast<uint8_t>(i)}.to_float();
+      bits[i] = x == x ? static_cast<uint16_t>(bits_of_float(x) >> 16) : 0x7fc0;
+    }
+  }
+};
+template <class T>
+static const HalvesOfBytes<T> halves_of_bytes;
+
+template <class T>
+inline VecPair look_up_pair(const T* p) {
+  const uint16_t* table = halves_of_bytes<T>.bits;
+  const __m512i byte =
+      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i small =
+      _mm512_permutex2var_epi16(_mm512_load_si512(table), byte, _mm512_load_si512(table + 32));
+  const __m512i large =
+      _mm512_permutex2var_epi16(_mm512_load_si512(table + 64), byte, _mm512_load_si512(table + 96));
+  const __mmask32 is_large = _mm512_test_epi16_mask(byte, _mm512_set1_epi16(0x40));
+  const __m512i magnitude = _mm512_mask_mov_epi16(small, is_large, large);
+  // magnitude | (byte << 8 & 0x8000)
+  const __m512i all = _mm512_ternarylogic_epi32(
+      magnitude, _mm512_slli_epi16(byte, 8), _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xf8);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(all, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(all, _mm512_set1_epi32(0xffff0000)))};
+}
+template <>
+constexpr bool kPairInterleaves<Float8E4M3> = true;
+inline VecPair load_pair(const Float8E4M3* p) { return look_up_pair(p); }
 // Both halves at once, where one by one each would take as many instructions.
 inline VecPair load_pair(const Float8E5M2* p) {
   const __m512i half = halves_of(p);
   return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
           _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
-}
-inline VecPair load_pair(const Float8E4M3* p) {
-  const __m512i half = halves_of(p);
-  const Vec unit = set1(256.0f);
-  return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)) * unit,
-          _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)) * unit};
 }
 #else
 inline VecPair load_pair(const BFloat16* p) {

@@ -393,7 +393,8 @@ int rows(const Kernels& kernels) {
     x[1] = INFINITY;
     std::vector<char> to(x.size());
     kernels.cache->copy({reinterpret_cast<char*>(x.data()), DType::f32, 0, 0},
-                        {to.data(), stored, 0, 0}, 1, static_cast<int64_t>(x.size()), nullptr, 0);
+                        {to.data(), stored, 0, 0}, 1, static_cast<int64_t>(x.size()), nullptr, 0,
+                        false);
     for (size_t i = 0; i < x.size(); ++i) {
       const double clipped = stored == DType::i8 ? std::min(x[i], 127.0f) : x[i];
       const uint32_t got = static_cast<uint8_t>(to[i]);
