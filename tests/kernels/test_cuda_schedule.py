@@ -126,9 +126,12 @@ class Latent(Batch):
     abreast: int
     heads: int
     cluster: int = 0  # log2
+    pairs: bool = False  # a neighbour has a tile even if that has no rows
 
     def __str__(self) -> str:
-        return self.words(self.grid, self.abreast, self.heads, int(self.fixed), self.cluster)
+        return self.words(
+            self.grid, self.abreast, self.heads, int(self.fixed), self.cluster, int(self.pairs)
+        )
 
     @property
     def grid(self) -> int:
@@ -137,10 +140,11 @@ class Latent(Batch):
 
     def tiles(self) -> set[tuple[int, int, int]]:
         """Row tiles of 64, all heads together."""
+        band = 64 * self.abreast if self.pairs else 64
         return {
             (index, 0, row)
             for index, (queries, _) in enumerate(self.lengths)
-            for row in range(0, queries * self.heads, 64)
+            for row in range(0, -(-queries * self.heads // band) * band, 64)
         }
 
     def alone(self) -> Batch:
@@ -155,7 +159,8 @@ class Latent(Batch):
         blocks, abreast = r.choice([1, 3, 40]), r.choice([1, 2, 3, 4])
         fixed, heads = r.random() < 0.3, r.choice([1, 16, 40, 128])
         cluster = 0 if fixed else r.choice([0, 0, 1, 3])
-        return cls(lengths, fixed, blocks, abreast, heads, cluster)
+        pairs = cluster == 0 and abreast % 2 == 0 and r.random() < 0.5
+        return cls(lengths, fixed, blocks, abreast, heads, cluster, pairs)
 
     def of_clusters(self, found: list[Segment]) -> list[Segment]:
         """What each cluster does, whose blocks divide its units: in order, and about equally."""

@@ -1,6 +1,6 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
 //   decode grid kv_heads group left fixed cluster rows_above rows_up_to lengths
-//   latent grid abreast heads fixed cluster lengths
+//   latent grid abreast heads fixed cluster pairs lengths
 // where lengths are: sequences (queries keys)...
 // A line for each segment, then one that says "end".
 #define MAINBOARD_LANES 1
@@ -65,7 +65,7 @@ void print_latent() {
   int abreast, cluster;
   std::cin >> gridDim.x >> abreast;
   a.heads = read_divisor();
-  std::cin >> a.fixed_pieces >> cluster;
+  std::cin >> a.fixed_pieces >> cluster >> a.pairs;
   walk_together(abreast, cluster, static_cast<int>(gridDim.x), &a);
   Lengths lengths;
   lengths.read(&a);
