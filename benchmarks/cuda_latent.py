@@ -107,6 +107,7 @@ def cases(reduced: bool) -> Iterator[AttentionCase]:
     queries, lengths = zip(*many, strict=True)
     yield replace(base, queries=queries, keys=lengths)
     yield replace(base, queries=queries, keys=lengths, deterministic=True)
+    yield replace(base, queries=queries, keys=lengths, heads=40)  # one tile, or two
     yield replace(base, queries=(1, 2), keys=(70000, 5), heads=128)
     yield replace(base, queries=(1,), keys=(140000,), heads=64, page_size=16)
 

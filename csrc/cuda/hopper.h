@@ -46,6 +46,21 @@ __device__ inline void barrier_wait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
+// Whether the phase of this parity has ended.
+__device__ inline bool barrier_ended(uint64_t* barrier, int parity) {
+  uint32_t ended;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(ended)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
 // --- Clusters of blocks ---
 
 // All threads of a cluster's blocks arrive, and wait for each other. Arriving orders no writes but
@@ -66,6 +81,13 @@ __device__ inline uint32_t address_in_block(uint32_t address, uint32_t rank) {
   uint32_t there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
+}
+// Arrives at another block's barrier. What was read from here before may be written by that block;
+// it orders no writes for that block to read.
+__device__ inline void barrier_arrive_in_block(uint64_t* barrier, uint32_t rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
+                   address_in_block(shared_address(barrier), rank))
+               : "memory");
 }
 // Writes to another block's shared memory, and counts the bytes at its barrier once they are there.
 __device__ inline void send(uint32_t to, float4 x, uint32_t barrier) {
@@ -102,6 +124,11 @@ __device__ inline uint4 load_shared(uint32_t from) {
                : "memory");
   return x;
 }
+__device__ inline float2 load_pair(uint32_t from) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+  return x;
+}
 __device__ inline void store_shared(uint32_t to, uint4 x) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
                "r"(x.w)
@@ -119,6 +146,16 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint64_t* b
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+// The same to two blocks of a cluster, each of which counts the bytes at its own barrier.
+__device__ inline void copy_box_to_both(uint32_t to, const CUtensorMap* map, uint64_t* barrier,
+                                        int x, int y, int z) {
+  constexpr uint16_t kBoth = 3;
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(kBoth)
       : "memory");
 }
 __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint64_t* barrier, int x,

@@ -1,32 +1,50 @@
 // The end of a cut tile: its pieces lie in the workspace, and whichever block is last to write one
 // joins them, always in the order of the keys: the same bits every time. Many pieces are joined in
-// groups first, which different blocks do at the same time.
+// groups first, which different blocks do at the same time. In a cluster each block has its own
+// rows of every piece.
 #pragma once
 
-#include "csrc/cuda/latent_shape.h"
+#include "csrc/cuda/latent_inbox.h"
 
 namespace mainboard::cuda {
 
 template <class S>
 class LatentJoin {
  public:
-  // `thread` of the summing warpgroups', which all call what follows together.
-  __device__ LatentJoin(const LatentDecode& a, typename S::Control& control, int thread)
-      : a_(a), control_(control), thread_(thread) {}
+  // `thread` of the summing warpgroups', which all call what follows together. `rows` of the
+  // tile's are the block's to join.
+  __device__ LatentJoin(const LatentDecode& a, typename S::Control& control, int thread,
+                        const LatentSegment& s, const LatentPieces& pieces, LatentRows rows)
+      : a_(a), control_(control), thread_(thread), s_(s), pieces_(pieces), rows_(rows) {}
 
   // Counts in the block's piece, which has been written.
-  __device__ void count_in(const LatentSegment& s) {
+  __device__ void count_in() {
     int step = 1;
     sync();
-    if (s.pieces > kGroupPieces) {
+    if (pieces_.pieces > kGroupPieces) {
       step = kGroupPieces;
-      const int first = s.piece / step * step, count = min(step, s.pieces - first);
-      if (!is_last(s.own_slot(first), count)) return;
-      gather(s, first, 1, count, false);
+      const int first = pieces_.piece / step * step, count = min(step, pieces_.pieces - first);
+      if (!is_last(pieces_.own_slot(first), count)) return;
+      gather(first, 1, count, false);
       sync();
     }
-    const int count = ceil_div(s.pieces, step);
-    if (is_last(s.own_counter(), count)) gather(s, 0, step, count, true);
+    const int count = ceil_div(pieces_.pieces, step);
+    if (is_last(pieces_.own_counter(), count)) gather(0, step, count, true);
+  }
+
+  // Joins what came to the inbox: the whole rows, or the piece of them that the cluster has.
+  __device__ void empty(const LatentInbox<S>& inbox) {
+    const int sharers = s_.sharers;
+    for (int i = thread_; i < rows_.count * kQuads; i += kThreads) {
+      LatentQuad own[1 << kMostLatentCluster], joined;
+#pragma unroll
+      for (int j = 0; j < 1 << kMostLatentCluster; ++j) {
+        if (j < sharers) own[j] = inbox.read(j, i / kQuads, i % kQuads);
+      }
+      joined.add(own);
+      keep(i, pieces_.piece, joined, pieces_.pieces == 1, 0);
+    }
+    if (pieces_.pieces > 1 && rows_.count > 0) count_in();
   }
 
  private:
@@ -37,8 +55,9 @@ class LatentJoin {
   __device__ static void sync() { named_barrier_sync(kSumsBarrier, kThreads); }
 
   // Whether this block was the last of `count`. Thread 0 speaks for all: the barrier before ordered
-  // the other threads' writes.
-  __device__ bool is_last(int counter, int count) const {
+  // the other threads' writes. The blocks of a cluster count their rows separately.
+  __device__ bool is_last(int of_cluster, int count) const {
+    const int counter = (of_cluster << a_.cluster) + LatentRows::rank(a_);
     if (thread_ == 0) {
       __threadfence();
       control_.is_last = atomicAdd(a_.workspace.counters + counter, 1) == count - 1;
@@ -49,93 +68,62 @@ class LatentJoin {
     return control_.is_last;
   }
 
-  // Four columns of a row: sums, and what they are relative to and are to be divided by.
-  struct Quad {
-    float4 sums = {};
-    float2 statistics = {-INFINITY, 0.0f};
-  };
-
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
   // in the slot of the first. Joined statistics lie behind those of the pieces.
-  __device__ void gather(const LatentSegment& s, int first, int step, int count, bool whole) const {
+  __device__ void gather(int first, int step, int count, bool whole) const {
     if (count <= 2) {
-      gather_by<2, 6>(s, first, step, count, whole);
+      gather_by<2, 6>(first, step, count, whole);
     } else {
-      gather_by<8, 1>(s, first, step, count, whole);
+      gather_by<8, 1>(first, step, count, whole);
     }
   }
   // A thread reads `pieces` of `kAtOnce` quads at once.
   template <int pieces, int kAtOnce>
-  __device__ void gather_by(const LatentSegment& s, int first, int step, int count,
-                            bool whole) const {
+  __device__ void gather_by(int first, int step, int count, bool whole) const {
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
     const float4* sums = reinterpret_cast<const float4*>(a_.workspace.sums);
-    const int rows = min(S::rows, s.queries * static_cast<int>(a_.heads.value) - s.row);
-    const int quads = rows * kQuads;
+    const int quads = rows_.count * kQuads;
 #pragma unroll 1
     for (int begin = thread_; begin < quads; begin += kAtOnce * kThreads) {
-      Quad joined[kAtOnce];
+      LatentQuad joined[kAtOnce];
 #pragma unroll 1
       for (int piece = 0; piece < count; piece += pieces) {
-        Quad own[kAtOnce][pieces];
+        LatentQuad own[kAtOnce][pieces];
 #pragma unroll
         for (int j = 0; j < pieces; ++j) {
-          const int slot = s.own_slot(first + min(piece + j, count - 1) * step);
+          const int slot = pieces_.own_slot(first + min(piece + j, count - 1) * step);
 #pragma unroll
           for (int k = 0; k < kAtOnce; ++k) {
             const int i = begin + k * kThreads;
             if (piece + j >= count || i >= quads) continue;
-            const int64_t at = int64_t{slot} * a_.slot_rows + i / kQuads;
+            const int64_t at = int64_t{slot} * a_.slot_rows + rows_.first + i / kQuads;
             own[k][j].sums = __ldcg(sums + at * kQuads + i % kQuads);
             own[k][j].statistics = __ldcg(statistics + at);
           }
         }
 #pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) add(joined[k], own[k]);
+        for (int k = 0; k < kAtOnce; ++k) joined[k].add(own[k]);
       }
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        if (begin + k * kThreads < quads) keep(s, begin + k * kThreads, first, joined[k], whole);
+        const int i = begin + k * kThreads;
+        if (i < quads) keep(i, first, joined[k], whole, a_.workspace.rows);
       }
     }
   }
-  template <int pieces>
-  __device__ static void add(Quad& all, const Quad (&own)[pieces]) {
-    float reference = all.statistics.x;
-#pragma unroll
-    for (const Quad& x : own) reference = fmaxf(reference, x.statistics.x);
-    if (reference == -INFINITY) return;
-    scale(all, exp2_approx(all.statistics.x - reference));
-    all.statistics.x = reference;
-#pragma unroll
-    for (Quad x : own) {
-      scale(x, exp2_approx(x.statistics.x - reference));
-      all.statistics.y += x.statistics.y;
-      all.sums.x += x.sums.x;
-      all.sums.y += x.sums.y;
-      all.sums.z += x.sums.z;
-      all.sums.w += x.sums.w;
-    }
-  }
-  __device__ static void scale(Quad& x, float factor) {
-    x.statistics.y *= factor;
-    x.sums.x *= factor;
-    x.sums.y *= factor;
-    x.sums.z *= factor;
-    x.sums.w *= factor;
-  }
 
-  __device__ void keep(const LatentSegment& s, int i, int first, const Quad& x, bool whole) const {
-    const int row = i / kQuads, quad = i % kQuads;
-    if (whole) return write(s, row, quad, x);
-    const int64_t at = int64_t{s.own_slot(first)} * a_.slot_rows + row;
+  // Writes the block's `i`th quad, or keeps it as a piece's with its statistics `behind`.
+  __device__ void keep(int i, int piece, const LatentQuad& x, bool whole, int64_t behind) const {
+    const int row = rows_.first + i / kQuads, quad = i % kQuads;
+    if (whole) return write(row, quad, x);
+    const int64_t at = int64_t{pieces_.own_slot(piece)} * a_.slot_rows + row;
     __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, x.sums);
-    if (quad == 0) __stcg(a_.workspace.statistics + a_.workspace.rows + at, x.statistics);
+    if (quad == 0) __stcg(a_.workspace.statistics + behind + at, x.statistics);
   }
 
-  __device__ void write(const LatentSegment& s, int row, int quad, const Quad& x) const {
+  __device__ void write(int row, int quad, const LatentQuad& x) const {
     using T = typename S::T;
-    const LatentPlace place(a_, s, row);
+    const LatentPlace place(a_, s_, row);
     const float scale = output_scale(a_, x.statistics.y);
     T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head;
     *(reinterpret_cast<uint2*>(to) + quad) = {pack<T>(x.sums.x * scale, x.sums.y * scale),
@@ -146,6 +134,9 @@ class LatentJoin {
   const LatentDecode& a_;
   typename S::Control& control_;
   const int thread_;
+  const LatentSegment& s_;
+  const LatentPieces& pieces_;
+  const LatentRows rows_;
 };
 
 }  // namespace mainboard::cuda

@@ -5,6 +5,10 @@
 // of queries and keys; two sum the values, half of the columns each, which no single one has the
 // registers for; three warps copy. They meet at barriers in shared memory only: so the matrix units
 // have a unit's values to multiply while the next one's keys are on their way.
+//
+// Blocks that walk two tiles of a sequence form a pair and copy half of the keys each, to both: a
+// key comes once from the second-level cache. In a call with few tiles, a cluster of blocks shares
+// each (latent_inbox.h).
 #pragma once
 
 #include "csrc/cuda/latent_load.h"
@@ -14,18 +18,27 @@
 namespace mainboard::cuda {
 
 template <class S>
-__device__ void init_latent_barriers(typename S::Control& control) {
+__device__ void init_latent_barriers(typename S::Control& control, int cluster_blocks) {
   barrier_init(&control.q_full, 1);
   barrier_init(&control.q_empty, S::score_warps);
+  barrier_init(&control.scored, S::score_warps);
   for (int i = 0; i < S::stages; ++i) {
     for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
-    for (uint64_t& empty : control.empty[i]) barrier_init(&empty, S::sum_warps);
+    for (uint64_t& empty : control.empty[i]) {
+      barrier_init(&empty, S::paired ? 2 * S::sum_warps : S::sum_warps);
+    }
     for (uint64_t& full : control.weights_full[i]) barrier_init(&full, kGroupThreads);
-    barrier_init(&control.weights_empty[i], S::sum_warps);
+    barrier_init(&control.weights_empty[i], S::groups * kGroupThreads);
   }
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
-    barrier_init(&control.segment_empty[i], S::score_warps + S::sum_warps + S::key_warps);
+    barrier_init(&control.pieces_full[i], 1);
+    barrier_init(&control.segment_empty[i], S::threads - 32);  // all but those that announce
+  }
+  if constexpr (S::sharing) {
+    barrier_init(&control.peers_ready, cluster_blocks);
+    barrier_init(&control.inbox_full, 1);
+    barrier_init(&control.joined, 1);
   }
   barrier_init_fence();
 }
@@ -40,13 +53,17 @@ __global__ void __launch_bounds__(S::threads, 1)
   if (threadIdx.x == 0) {
     prefetch_map(&a.queries);
     prefetch_map(&a.cache);
-    init_latent_barriers<S>(control);
+    init_latent_barriers<S>(control, 1 << a.cluster);
   }
   __syncthreads();
+  if constexpr (S::sharing || S::paired) {
+    cluster_arrive();
+    cluster_wait();
+  }
   let_next_grid_start();
   wait_for_previous_grid();
   if (group == 0) {
-    give_registers<S::score_registers>();
+    take_registers<S::score_registers>();
     Scorer<S>(a, shared, control).run();
   } else if (group <= S::groups) {
     take_registers<S::sum_registers>();
@@ -59,6 +76,10 @@ __global__ void __launch_bounds__(S::threads, 1)
     } else {
       KeyCopier<S>(a, shared, control, warp - 1).run();
     }
+  }
+  if constexpr (S::paired) {  // the other may still copy or arrive here
+    cluster_arrive();
+    cluster_wait();
   }
 }
 

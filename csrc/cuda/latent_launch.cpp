@@ -5,6 +5,7 @@
 
 #include "csrc/common/arguments.h"
 #include "csrc/cuda/attention.h"
+#include "csrc/cuda/clusters.h"
 #include "csrc/cuda/latent.h"
 #include "csrc/cuda/runtime.h"
 #include "csrc/cuda/tensor_map.h"
@@ -100,13 +101,32 @@ int64_t most_fixed_pieces(const LatentDecode& a, int64_t tokens) {
   return (tokens * a.heads.value / kLatentRows + a.sequences * a.abreast) * kMostPieces;
 }
 
+// The kernel as launches in clusters want it.
+DecodeKernel launched(const LatentKernel& kernel) {
+  DecodeKernel all = {};
+  all.function = kernel.function;
+  all.shared_bytes = kernel.shared_bytes;
+  all.threads = kernel.threads;
+  return all;
+}
+
+// log2 of the blocks among which each of `tiles` tiles is shared: as many as keep the device busy.
+int cluster_for(DType type, const OnDevice& device, int64_t tiles) {
+  const DecodeKernel kernel = launched(*find_latent(type, LatentMode::sharing));
+  for (int log = kMostLatentCluster; log > 0; --log) {
+    if (tiles << log > device.multiprocessors()) continue;
+    if (tiles <= clusters_at_once(device, kernel, {1 << log})) return log;
+  }
+  return 0;
+}
+
 }  // namespace
 
 void attend_latent(const LatentCall& call) {
   const int64_t tokens = call.q.size(0);
   if (tokens == 0 || call.cu_queries.size(0) == 1) return;
-  const LatentKernel* kernel = find_latent(call.q.dtype());
-  require(kernel != nullptr && call.cache.dtype() == call.q.dtype() && call.q.size(2) == kKeyDim &&
+  require(find_latent(call.q.dtype(), LatentMode::alone) != nullptr &&
+              call.cache.dtype() == call.q.dtype() && call.q.size(2) == kKeyDim &&
               call.out.size(2) == kValueDim,
           "this dtype or these dimensions are not compiled");
   require(can_map(call.cache) && can_map(call.out),
@@ -116,13 +136,23 @@ void attend_latent(const LatentCall& call) {
   LatentDecode a = describe(call);
   queries.describe(call.q, &a);
   const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads.value;
-  a.abreast = abreast_for((rows + kLatentRows - 1) / kLatentRows);
+  const int64_t tiles = (rows + kLatentRows - 1) / kLatentRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(rows, kLatentRows));
-  const int grid = device.multiprocessors() / a.abreast * a.abreast;
+  const int abreast = abreast_for(tiles);
+  const int cluster = a.fixed_pieces ? 0 : cluster_for(call.q.dtype(), device, a.sequences * tiles);
+  a.pairs = cluster == 0 && abreast % 2 == 0;
+  const LatentMode mode = cluster > 0 ? LatentMode::sharing
+                          : a.pairs   ? LatentMode::paired
+                                      : LatentMode::alone;
+  const DecodeKernel kernel = launched(*find_latent(call.q.dtype(), mode));
+  const int blocks = a.pairs ? 2 : 1 << cluster;  // of a cluster of the launch
+  const int most =
+      blocks > 1 ? clusters_at_once(device, kernel, {blocks}) * blocks : device.multiprocessors();
+  const int grid = walk_together(abreast, cluster, most, &a);
   const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens),
                                               a.slot_rows, kValueDim, &a.workspace);
   void* arguments[] = {&a};
-  device.launch(grid, kernel->threads, kernel->shared_bytes, kernel->function, arguments);
+  launch_in_clusters(device, kernel, grid, {blocks}, arguments);
 }
 
 }  // namespace mainboard::cuda

@@ -7,8 +7,8 @@
 
 namespace mainboard::cuda {
 
-// Announces the block's segments and copies their queries, but for the rotary panel. Rows past the
-// sequence's last may be another's: what becomes of them is not written.
+// Announces the block's segments and copies their queries, but for the panels held in registers.
+// Rows past the sequence's last may be another's: what becomes of them is not written.
 template <class S>
 __device__ void announce_segments(const LatentDecode& a, uint32_t shared,
                                   typename S::Control& control) {
@@ -21,13 +21,17 @@ __device__ void announce_segments(const LatentDecode& a, uint32_t shared,
       control.segments[number % 2] = s;
       barrier_arrive(&control.segment_full[number % 2]);
     }
-    if (s.pieces == 0) return;
+    if (s.sharers == 0) return;
     barrier_wait(&control.q_empty, number % 2 ^ 1);
-    if (lane == 0) barrier_arrive_expecting(&control.q_full, S::value_panels * S::panel_bytes);
+    if (lane == 0) barrier_arrive_expecting(&control.q_full, S::query_panels * S::panel_bytes);
     __syncwarp();
-    if (lane < S::value_panels) {
+    if (lane < S::query_panels) {
       copy_box(shared + lane * S::panel_bytes, &a.queries, &control.q_full, lane * kPanelColumns,
                s.first_query * static_cast<int>(a.heads.value) + s.row, 0);
+    }
+    if (lane == 0) {
+      control.pieces[number % 2] = walk.pieces();
+      barrier_arrive(&control.pieces_full[number % 2]);
     }
     __syncwarp();
   }
@@ -47,13 +51,19 @@ class KeyCopier {
     box_ = lane_ & ((1 << log_boxes) - 1);
     panel_ = warp * kPanels + (lane_ >> log_boxes);
     copies_ = lane_ >> log_boxes < kPanels;
-    part_ = (box_ << a_.log_box) / S::part_keys;
+    half_ = half_of_panel<S>(panel_);
+    // A pair's blocks copy every second box each, to both.
+    own_ = !S::paired || box_ % 2 == static_cast<int>(blockIdx.x) % 2;
     to_ = shared + S::keys_at + panel_ * S::panel_bytes + (box_ << a_.log_box) * kPanelRowBytes;
   }
 
   __device__ void run() {
     SegmentReader<S> segments(control_);
     while (const LatentSegment* s = segments.next()) {
+      // The stages were a cluster's inbox.
+      if (S::sharing && segments.number() > 0) {
+        barrier_wait(&control_.joined, (segments.number() - 1) % 2);
+      }
       table_ = a_.table + s->index * a_.table_row;
       keys_ = s->keys;
       int unit = s->unit;
@@ -88,15 +98,21 @@ class KeyCopier {
     uint64_t* full = &control_.full[at.stage][panel_];
     const uint32_t to = to_ + at.stage * S::panels * S::panel_bytes;
 #pragma unroll
-    for (int part = 0; part < S::parts; ++part) {
-      barrier_wait(&control_.empty[at.stage][part], at.parity ^ 1);
-      if (part == 0) {
-        if (copies_ && box_ == 0) barrier_arrive_expecting(full, bytes_of(unit));
-        __syncwarp();
-      }
-      if (used && part_ == part) copy_box(to, &a_.cache, full, panel_ * kPanelColumns, row, page);
+    for (int half = 0; half < 2; ++half) {
+      barrier_wait(&control_.empty[at.stage][half], at.parity ^ 1);
+      if (copies_ && half_ == half && box_ == 0) barrier_arrive_expecting(full, bytes_of(unit));
+      __syncwarp();
+      if (used && own_ && half_ == half) copy_own(to, full, row, page);
+      __syncwarp();
     }
-    __syncwarp();
+  }
+  __device__ void copy_own(uint32_t to, uint64_t* full, int row, int page) const {
+    const int column = panel_ * kPanelColumns;
+    if constexpr (S::paired) {
+      copy_box_to_both(to, &a_.cache, full, column, row, page);
+    } else {
+      copy_box(to, &a_.cache, full, column, row, page);
+    }
   }
   // Of a panel's boxes that are copied.
   __device__ int bytes_of(int unit) const {
@@ -108,8 +124,8 @@ class KeyCopier {
   const LatentDecode& a_;
   Control& control_;
   const int lane_;
-  int box_, panel_, part_;  // of this lane
-  bool copies_;
+  int box_, panel_, half_;  // of this lane
+  bool copies_, own_;
   uint32_t to_;
   const int* table_;
   int keys_;       // of the sequence

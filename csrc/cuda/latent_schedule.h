@@ -1,9 +1,10 @@
 // Who does what in latent decode, decided on the device from the lengths; see line.h and
 // decode_schedule.h.
 //
-// Here all tiles of a sequence read the same keys. So `abreast` neighbouring blocks walk one line
-// together, each for its own of as many tiles, and memory is read once for all of them. A tile is
-// 64 rows of queries x heads; a band is `abreast` tiles.
+// Here all tiles of a sequence read the same keys. So `abreast` neighbours walk one line together,
+// each for its own of as many tiles, and memory is read once for all of them. A tile is 64 rows of
+// queries x heads; a band is `abreast` tiles. A neighbour is a cluster of blocks, mostly of one: a
+// larger one divides each segment among its blocks.
 #pragma once
 
 #include "csrc/cuda/latent.h"
@@ -11,15 +12,19 @@
 
 namespace mainboard::cuda {
 
-// What one block does next: units [unit, unit_end) of one tile, or nothing more if `pieces` is 0.
-struct LatentSegment : Pieces {
+// What one block does next: units [unit, unit_end) of one tile.
+struct LatentSegment {
   int index;  // of the sequence
   int first_query, queries, keys;
-  int row;  // first of the tile
-  int unit, unit_end;
-  int abreast, member;  // blocks that walk together, and which of them this one is
+  int row;             // first of the tile
+  int unit, unit_end;  // the block's own, of its cluster's
+  int sharers;         // blocks of the cluster that have any; 0: there is no segment any more
+};
 
-  // The slot of a piece of this tile, and the counter of the tile.
+// Which piece of its tile a segment is. Its neighbours' tiles have slots and counters between.
+struct LatentPieces : Pieces {
+  int abreast, member;
+
   __device__ int own_slot(int i) const { return slot(i) * abreast + member; }
   __device__ int own_counter() const { return counter * abreast + member; }
 };
@@ -43,9 +48,17 @@ template <int unit_keys>
 class LatentWalker {
  public:
   __device__ LatentWalker(const LatentDecode& a, int lane)
-      : a_(a), member_(static_cast<int>(blockIdx.x) % a.abreast) {
-    int mine = 0, bands = 0, longest = 0;
-    for (int i = lane; i < a.sequences; i += kLanes) {
+      : a_(a), walkers_{a.walkers, a.together.divide(static_cast<int>(blockIdx.x))} {
+    const int in_band =
+        static_cast<int>(blockIdx.x) - walkers_.own * static_cast<int>(a.together.value);
+    member_ = in_band >> a.cluster;
+    rank_ = in_band - (member_ << a.cluster);
+    Sequence own = {};  // of this lane: all that most calls have
+    own.positions = 1;
+    if (lane < a.sequences) own = read(lane);
+    int mine = length(own), bands = own.bands, longest = own.bands > 0 ? own.positions : 0;
+#pragma unroll 1
+    for (int i = lane + kLanes; i < a.sequences; i += kLanes) {
       const Sequence s = read(i);
       mine += length(s);
       bands += s.bands;
@@ -54,20 +67,47 @@ class LatentWalker {
     const int total = warp_sum(mine);
     longest = __reduce_max_sync(0xffffffffu, longest);
     const int even = warp_sum(bands) * longest == total ? longest : 0;
-    line_.share_out(walkers(), total, even, kCutCost, a.fixed_pieces ? 0 : kLeastShare);
-    line_.begin(walkers(), total);
-    if (!line_.done()) seek(lane);
+    line_.share_out(walkers_, total, even, kCutCost << a.cluster,
+                    a.fixed_pieces ? 0 : kLeastShare << a.cluster);
+    line_.begin(walkers_, total);
+    if (!line_.done()) seek(own, lane);
   }
 
-  // The next segment, or one of no pieces at the end.
+  // The next segment.
   __device__ LatentSegment next() {
     LatentSegment s;
-    s.pieces = 0;
-    while (!line_.done() && s.pieces == 0) {
-      if (first_row() < sequence_.queries * static_cast<int>(a_.heads.value)) s = segment();
-      advance();
+    s.sharers = 0;
+    while (!line_.done() && s.sharers == 0) {
+      const int from_start = line_.at() - start_, n = sequence_.positions;
+      const int band = from_start / n, position = from_start - band * n;
+      const int taken = a_.fixed_pieces ? 1 : line_.left(position, n);
+      const int row = (band * a_.abreast + member_) * kLatentRows;
+      // In a pair, a tile of no rows too: its block copies keys for the other.
+      if (a_.pairs || row < sequence_.queries * static_cast<int>(a_.heads.value)) {
+        s.index = index_;
+        s.first_query = sequence_.first_query;
+        s.queries = sequence_.queries;
+        s.keys = sequence_.keys;
+        s.row = row;
+        divide(position * sequence_.piece_units,
+               min(sequence_.units, (position + taken) * sequence_.piece_units), &s);
+        band_at_ = line_.at() - position;
+        position_ = position;
+        positions_ = n;
+      }
+      advance(taken);
     }
     return s;
+  }
+
+  // Of that segment. It takes time, and nobody needs it before the segment's end.
+  __device__ LatentPieces pieces() const {
+    LatentPieces p;
+    static_cast<Pieces&>(p) = a_.fixed_pieces ? Pieces::fixed(band_at_, position_, positions_)
+                                              : line_.pieces(walkers_, band_at_, positions_);
+    p.abreast = a_.abreast;
+    p.member = member_;
+    return p;
   }
 
  private:
@@ -87,70 +127,60 @@ class LatentWalker {
     s.queries = a_.cu_queries[index + 1] - s.first_query;
     s.keys = a_.used_keys[index];
     s.units = max(1, ceil_div(s.keys, unit_keys));
-    s.bands = ceil_div(s.queries * static_cast<int>(a_.heads.value), kLatentRows * a_.abreast);
+    const int rows = s.queries * static_cast<int>(a_.heads.value);
+    s.bands = a_.band_rows.divide(rows + static_cast<int>(a_.band_rows.value) - 1);
     constexpr int kLeastUnits = 1024 / unit_keys;
-    s.piece_units = a_.fixed_pieces ? max(kLeastUnits, ceil_div(s.units, kMostPieces)) : 1;
-    s.positions = ceil_div(s.units, s.piece_units);
+    s.piece_units = 1;
+    s.positions = s.units;
+    if (a_.fixed_pieces) {
+      s.piece_units = max(kLeastUnits, ceil_div(s.units, kMostPieces));
+      s.positions = ceil_div(s.units, s.piece_units);
+    }
     return s;
-  }
-
-  // Those abreast count as one.
-  __device__ Walkers walkers() const {
-    return {static_cast<int>(gridDim.x) / a_.abreast, static_cast<int>(blockIdx.x) / a_.abreast};
   }
 
   // Positions of a sequence on the line.
   __device__ static int length(const Sequence& s) { return s.bands * s.positions; }
 
-  __device__ int band() const { return (line_.at() - start_) / sequence_.positions; }
-  __device__ int first_row() const { return (band() * a_.abreast + member_) * kLatentRows; }
-
-  __device__ LatentSegment segment() const {
-    const int n = sequence_.positions, position = line_.at() - start_ - band() * n;
-    const int band_at = line_.at() - position;
-    LatentSegment s;
-    static_cast<Pieces&>(s) =
-        a_.fixed_pieces ? Pieces::fixed(band_at, position, n) : line_.pieces(walkers(), band_at, n);
-    s.index = index_;
-    s.first_query = sequence_.first_query;
-    s.queries = sequence_.queries;
-    s.keys = sequence_.keys;
-    s.row = first_row();
-    s.abreast = a_.abreast;
-    s.member = member_;
-    s.unit = position * sequence_.piece_units;
-    s.unit_end = min(sequence_.units, (position + taken()) * sequence_.piece_units);
-    return s;
+  // Gives the block its part of the cluster's units.
+  __device__ void divide(int unit, int end, LatentSegment* s) const {
+    const int blocks = 1 << a_.cluster;
+    const int each = (end - unit) >> a_.cluster, more = (end - unit) & (blocks - 1);
+    s->unit = unit + rank_ * each + min(rank_, more);
+    s->unit_end = s->unit + each + (rank_ < more);
+    s->sharers = min(blocks, end - unit);
   }
 
-  __device__ void advance() {
-    line_.go_on(taken());
+  // Goes on by that many positions.
+  __device__ void advance(int taken) {
+    line_.go_on(taken);
     while (!line_.done() && line_.at() >= start_ + length(sequence_)) {
       start_ += length(sequence_);
       sequence_ = read(++index_);
     }
   }
 
-  // Positions that the segment at hand covers.
-  __device__ int taken() const {
-    const int n = sequence_.positions;
-    return a_.fixed_pieces ? 1 : line_.left((line_.at() - start_) % n, n);
-  }
-
   // Finds the sequence that the stretch begins in.
-  __device__ void seek(int lane) {
-    const SequencePlace place =
-        find_sequence(line_.at(), a_.sequences, lane, [this](int i) { return length(read(i)); });
+  __device__ void seek(const Sequence& own, int lane) {
+    const SequencePlace place = find_sequence(
+        line_.at(), a_.sequences, lane, [&](int i) { return length(i < kLanes ? own : read(i)); });
     index_ = place.index;
     start_ = place.start;
-    sequence_ = read(index_);
+    sequence_ = index_ < kLanes ? broadcast(own, index_) : read(index_);
+  }
+  __device__ static Sequence broadcast(const Sequence& own, int lane) {
+    const auto get = [lane](int x) { return __shfl_sync(0xffffffffu, x, lane); };
+    return {get(own.first_query), get(own.queries),     get(own.keys),     get(own.units),
+            get(own.bands),       get(own.piece_units), get(own.positions)};
   }
 
   const LatentDecode& a_;
-  const int member_;  // of those abreast
+  const Walkers walkers_;  // those abreast, with their clusters, count as one
+  int member_, rank_;      // of those abreast, and in the cluster
   Line line_;
   int index_, start_;  // of the sequence at hand; where it begins on the line
   Sequence sequence_;
+  int band_at_, position_, positions_;  // of the segment that came last
 };
 
 }  // namespace mainboard::cuda

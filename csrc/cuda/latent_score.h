@@ -30,6 +30,7 @@ class Scorer {
       int unit = s->unit;
       barrier_wait(&control_.q_full, segments.number() % 2);
       segments.release();
+      if (S::sharing && unit == end) release_warp(&control_.q_empty);
       for (; unit < end; ++unit, ++count_) {
         const LatentTurn<S> at(count_);
         Scores scores;
@@ -59,12 +60,20 @@ class Scorer {
       reference_[r] = -INFINITY;
       total_[r] = 0.0f;
       const T* from = static_cast<const T*>(a_.q) + place.token * a_.q_token +
-                      place.head * a_.q_head + S::dim + lane_ % 4 * 2;
+                      place.head * a_.q_head + S::query_panels * kPanelColumns;
+      hold_queries(place.used ? reinterpret_cast<const uint4*>(from) : nullptr, r);
+    }
+  }
+  // Each lane of four reads all eight columns of every fourth eight, and needs two of each eight;
+  // see wgmma.h. All lanes call it.
+  __device__ void hold_queries(const uint4* from, int r) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {  // eight columns each; see wgmma.h
-        uint32_t& pair = rotary_[i / 2 * 4 + i % 2 * 2 + r];
-        pair = place.used ? *reinterpret_cast<const uint32_t*>(from + 8 * i) : 0;
-      }
+    for (int i = 0; i < 2 * S::held_panels; ++i) {
+      const uint4 x = from ? from[4 * i + lane_ % 4] : uint4{};
+      uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+      transpose_quad(pairs, lane_);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) held_[8 * i + j / 2 * 4 + j % 2 * 2 + r] = pairs[j];
     }
   }
 
@@ -74,25 +83,26 @@ class Scorer {
     const uint64_t k =
         operand_of_rows(shared_ + S::keys_at + at.stage * S::panels * S::panel_bytes);
     uint64_t* full = control_.full[at.stage];
-    barrier_wait(&full[S::rotary], at.parity);
-    begin_products();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Product<T, S::unit_keys>::rows(scores, rotary_ + 4 * step,
-                                     advanced(k, S::rotary * S::panel_bytes + step * 32), step > 0);
-    }
-#pragma unroll
-    for (int panel = 0; panel < S::value_panels; ++panel) {
+    for (int i = -1; i < S::value_panels; ++i) {
+      // The last, then those that the summing warpgroups give back first.
+      const int panel = i < 0 ? S::panels - 1 : i / 2 % 2 * 4 + i / 4 * 2 + i % 2;
       barrier_wait(&full[panel], at.parity);
       begin_products();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const uint32_t bytes = panel * S::panel_bytes + step * 32;
-        Product<T, S::unit_keys>::rows(scores, advanced(q, bytes), advanced(k, bytes), 1);
+        if (panel >= S::query_panels) {
+          const uint32_t* own = held_ + 4 * (4 * (panel - S::query_panels) + step);
+          Product<T, S::unit_keys>::rows(scores, own, advanced(k, bytes), i >= 0 || step > 0);
+        } else {
+          Product<T, S::unit_keys>::rows(scores, advanced(q, bytes), advanced(k, bytes), 1);
+        }
       }
     }
     commit_products();
     wait_for_products<0>(scores);
+    release_warp(&control_.scored);
     if (last) release_warp(&control_.q_empty);
   }
 
@@ -119,6 +129,7 @@ class Scorer {
     for (int r = 0; r < 2; ++r) total_[r] = total_[r] * shrink[r] + sums[r];
     if (last) write_statistics(at.stage);
     hand_over<1>(weights, at);
+    barrier_wait(&control_.scored, count_ & 1);  // long since; so that somebody does
   }
 
   // Scores as if the scale were positive, those of keys that are not seen at minus infinity.
@@ -195,7 +206,7 @@ class Scorer {
   const uint32_t shared_;
   Control& control_;
   const int warp_, lane_;
-  uint32_t rotary_[16];  // the queries' last panel: an operand of four steps
+  uint32_t held_[16 * S::held_panels];  // operands of the queries' last panels, four steps each
   float scale_;
   float reference_[2], total_[2];
   int end_[2], all_to_;

@@ -7,9 +7,11 @@
 
 namespace mainboard::cuda {
 
-template <class T_>
+template <class T_, LatentMode mode>
 struct Latent {
   using T = T_;
+  static constexpr bool sharing = mode == LatentMode::sharing;
+  static constexpr bool paired = mode == LatentMode::paired;
   static constexpr int key_dim = 576, dim = 512;  // the first 512 columns are the values too
   static constexpr int rows = kLatentRows;
   static constexpr int unit_keys = 64;
@@ -20,25 +22,32 @@ struct Latent {
   static constexpr int threads = kGroupThreads * (1 + groups + 1);
   static constexpr int score_warps = 4, sum_warps = 4 * groups, key_warps = 3;
   // In all what the warpgroups have at the start, 128 each.
-  static constexpr int score_registers = 104, sum_registers = 176, copy_registers = 56;
+  static constexpr int score_registers = 136, sum_registers = 176, copy_registers = 24;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
-  static constexpr int rotary = value_panels;  // the panel behind the values
+  // The queries' last panels are held in registers, from where they reach the matrix units without
+  // a way through shared memory: that has as much to do as the units.
+  static constexpr int held_panels = 4, query_panels = panels - held_panels;
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
-  // In shared memory: the queries but for the last panel, which the scoring warpgroup holds in
-  // registers; the stages of keys; the weights of each stage's keys; then this.
+  // In shared memory: the queries but for what the scoring warpgroup holds; the stages of keys; the
+  // weights of each stage's keys; then this.
   struct Control {
     uint64_t q_full, q_empty;
-    uint64_t full[stages][panels], empty[stages][parts];
+    uint64_t full[stages][panels], empty[stages][2];  // empty: by half_of_panel
+    uint64_t scored;                                  // how many units
     uint64_t weights_full[stages][parts], weights_empty[stages];
     uint64_t segment_full[2], segment_empty[2];
+    uint64_t pieces_full[2];
     LatentSegment segments[2];
+    LatentPieces pieces[2];
     float shrink[stages][rows];       // what a unit makes of the sums before it
     float2 statistics[stages][rows];  // at a segment's end: reference and total
     bool is_last;
+    // Of a cluster: its blocks can be sent results; own ones have come; they are joined.
+    uint64_t peers_ready, inbox_full, joined;
   };
-  static constexpr int keys_at = value_panels * panel_bytes;
+  static constexpr int keys_at = query_panels * panel_bytes;
   static constexpr int weights_at = keys_at + stages * panels * panel_bytes;
   static constexpr int control_at = weights_at + stages * panel_bytes;
   static constexpr int shared_bytes = control_at + static_cast<int>(sizeof(Control));
@@ -63,10 +72,42 @@ __device__ inline void write_lse(const LatentDecode& a, const LatentPlace& place
 // The same number in all lanes, known to the compiler to be so.
 __device__ inline int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
+// The summing warpgroups are done with a panel after the first half of a unit's products, or after
+// the second.
+template <class S>
+__device__ constexpr int half_of_panel(int panel) {
+  return panel < S::value_panels && panel % 4 >= 2;
+}
+
+// Transposes what four neighbouring lanes hold: element i of lane j becomes element j of lane i.
+__device__ inline void transpose_quad(uint32_t (&x)[4], int lane) {
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & step) continue;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i + step], step);
+      (upper ? x[i] : x[i + step]) = got;
+    }
+  }
+}
+
 // Says that this warp needs what a barrier guards no longer.
 __device__ inline void release_warp(uint64_t* barrier) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
+
+// The same for keys: in a pair both blocks must know.
+template <class S>
+__device__ void release_keys(uint64_t* barrier) {
+  if constexpr (S::paired) {
+    __syncwarp();
+    if (threadIdx.x % 32 < 2) barrier_arrive_in_block(barrier, threadIdx.x % 32);
+  } else {
+    release_warp(barrier);
+  }
 }
 
 // Where a thread's weights of 16 keys are, for it to hand over or to take.
@@ -89,14 +130,18 @@ class SegmentReader {
  public:
   __device__ explicit SegmentReader(typename S::Control& control) : control_(control) {}
 
-  // Waits for the next segment; null at the end. It stays until `release`.
+  // Waits for the next segment; null at the end. It stays until `release`, and so do its pieces.
   __device__ const LatentSegment* next() {
     barrier_wait(&control_.segment_full[number_ % 2], number_ / 2 % 2);
     const LatentSegment* s = &control_.segments[number_ % 2];
-    return s->pieces == 0 ? nullptr : s;
+    return s->sharers == 0 ? nullptr : s;
+  }
+  __device__ const LatentPieces& pieces() {
+    barrier_wait(&control_.pieces_full[number_ % 2], number_ / 2 % 2);
+    return control_.pieces[number_ % 2];
   }
   __device__ void release() {
-    release_warp(&control_.segment_empty[number_ % 2]);
+    barrier_arrive(&control_.segment_empty[number_ % 2]);
     ++number_;
   }
   __device__ int number() const { return number_; }

@@ -24,10 +24,19 @@ class Summer {
     SegmentReader<S> segments(control_);
     while (const LatentSegment* s = segments.next()) {
       walk(s->unit, s->unit_end, s->keys);
-      write(*s);
-      if (s->pieces > 1) {
-        LatentJoin<S>(a_, control_, threadIdx.x % kGroupThreads + group_ * kGroupThreads)
-            .count_in(*s);
+      const int thread = threadIdx.x % kGroupThreads + group_ * kGroupThreads;
+      const LatentPieces& pieces = segments.pieces();
+      LatentJoin<S> join(a_, control_, thread, *s, pieces, LatentRows(a_, *s));
+      if constexpr (S::sharing) {
+        const LatentInbox<S> inbox(a_, shared_, control_, *s, segments.number());
+        share(inbox, *s, thread);
+        join.empty(inbox);
+        publish_to_units();
+        named_barrier_sync(kSumsBarrier, kGroupThreads * S::groups);
+        if (thread == 0) barrier_arrive(&control_.joined);
+      } else {
+        write(*s, pieces);
+        if (pieces.pieces > 1) join.count_in();
       }
       segments.release();
     }
@@ -54,9 +63,7 @@ class Summer {
       barrier_wait(&control_.weights_full[at.stage][0], at.parity);
       shrink(at.stage);
       clear_tail(at, max(0, keys - unit * S::unit_keys));
-      multiply(at);
-      if (unit + 1 == end) read_statistics(at.stage);
-      finish_unit(at.stage);
+      multiply(at, unit + 1 == end);
     }
   }
 
@@ -98,54 +105,99 @@ class Summer {
     named_barrier_sync(kTailBarriers + group_, kGroupThreads);
   }
 
-  // Sends weights * values to the matrix units, part by part as the weights come.
-  __device__ void multiply(const LatentTurn<S>& at) {
+  // Adds weights * values, half of the group's columns after the other. The second half leaves the
+  // matrix units to the next unit's scores, if those keys are there: so that there is something to
+  // multiply while these scores become weights.
+  __device__ void multiply(const LatentTurn<S>& at, bool last) {
     const uint64_t v = operand_of_columns(values_at(at.stage), S::panel_bytes);
     constexpr int kSteps = S::part_keys / 16;
     uint32_t weights[S::unit_keys / 16][4];
     hold(sums_[0]);
+#pragma unroll
+    for (int part = 0; part < S::parts; ++part) {
+      if (part > 0) barrier_wait(&control_.weights_full[at.stage][part], at.parity);
+#pragma unroll
+      for (int step = part * kSteps; step < (part + 1) * kSteps; ++step) {
+        load_four(weights[step], weights_of<S>(shared_, at.stage, step));
+      }
+      begin_products();
+      multiply_half<0>(weights, v, part * kSteps, (part + 1) * kSteps);
+      commit_products();
+    }
+    if (last) read_statistics(at.stage);
+    barrier_arrive(&control_.weights_empty[at.stage]);
+    wait_for_products<0>(sums_[0]);
+    release_keys<S>(&control_.empty[at.stage][0]);
+    if (!last) let_next_be_scored();
     hold(sums_[1]);
+    begin_products();
+    multiply_half<1>(weights, v, 0, S::unit_keys / 16);
+    commit_products();
+    wait_for_products<0>(sums_[1]);
+    release_keys<S>(&control_.empty[at.stage][1]);
+  }
+  template <int half>
+  __device__ void multiply_half(const uint32_t (&weights)[S::unit_keys / 16][4], uint64_t v,
+                                int from, int to) {
 #pragma unroll
-    for (int step = 0; step < S::unit_keys / 16; ++step) {
-      if (step % kSteps == 0) {
-        if (step > 0) barrier_wait(&control_.weights_full[at.stage][step / kSteps], at.parity);
-#pragma unroll
-        for (int i = step; i < step + kSteps; ++i) {
-          load_four(weights[i], weights_of<S>(shared_, at.stage, i));
-        }
-        begin_products();
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t bytes = half * 2 * S::panel_bytes + step * 16 * kPanelRowBytes;
-        Product<T, S::group_columns / 2>::columns(sums_[half], weights[step], advanced(v, bytes),
-                                                  1);
-      }
-      if (step % kSteps == kSteps - 1) commit_products();
+    for (int step = from; step < to; ++step) {
+      const uint32_t bytes = half * 2 * S::panel_bytes + step * 16 * kPanelRowBytes;
+      Product<T, S::group_columns / 2>::columns(sums_[half], weights[step], advanced(v, bytes), 1);
     }
   }
-  // Waits for them, and gives the keys' stage back part by part.
-  __device__ void finish_unit(int stage) {
-    static_assert(S::parts == 2);
-    wait_for_products<1>();
-    release_warp(&control_.empty[stage][0]);
-    wait_for_products<0>(sums_[0]);
-    hold(sums_[1]);
-    release_warp(&control_.empty[stage][1]);
-    release_warp(&control_.weights_empty[stage]);
+  // Waits until the next unit is scored, unless its keys are still to come.
+  __device__ void let_next_be_scored() const {
+    const LatentTurn<S> next(count_ + 1);
+    if (uniform(barrier_ended(&control_.full[next.stage][S::value_panels - 1], next.parity))) {
+      barrier_wait(&control_.scored, (count_ + 1) & 1);
+    }
+  }
+
+  // Sends the block's sums to those of its cluster that join them, four columns at a time: a lane
+  // has two, and the two beside them from its neighbour.
+  __device__ void share(const LatentInbox<S>& inbox, const LatentSegment& s, int thread) {
+    named_barrier_sync(kSumsBarrier, kGroupThreads * S::groups);
+    inbox.open(thread == 0, LatentRows(a_, s).count, s.sharers);
+    if (s.unit < s.unit_end) {
+      send<0>(inbox);
+      send<1>(inbox);
+    }
+    inbox.wait();
+  }
+
+  template <int r>
+  __device__ void send(const LatentInbox<S>& inbox) {
+    const bool odd = lane_ % 2 != 0, used = inbox.has(row(r));
+    if (!__any_sync(0xffffffffu, used)) return;
+    const auto way = inbox.way(row(r));
+    if (used && group_ == 0 && lane_ % 4 == 0) {
+      cuda::send(way.statistics, float2{reference_[r], total_[r]}, way.full);
+    }
+    const int column = group_ * S::group_columns + (odd ? 8 : 0) + lane_ % 4 / 2 * 4;
+    const uint32_t to = way.sums + column * static_cast<int>(sizeof(float));
+#pragma unroll
+    for (int i = 0; i < S::group_columns / 16; ++i) {
+      const float2 mine = {sum(8 * i + 2 * r), sum(8 * i + 2 * r + 1)};
+      const float2 next = {sum(8 * i + 4 + 2 * r), sum(8 * i + 4 + 2 * r + 1)};
+      const float2 give = odd ? mine : next;
+      const float2 got = {__shfl_xor_sync(0xffffffffu, give.x, 1),
+                          __shfl_xor_sync(0xffffffffu, give.y, 1)};
+      const float4 four =
+          odd ? float4{got.x, got.y, next.x, next.y} : float4{mine.x, mine.y, got.x, got.y};
+      if (used) cuda::send(to + i * 16 * static_cast<int>(sizeof(float)), four, way.full);
+    }
   }
 
   // Writes the rows, or what this piece has of them into the workspace.
-  __device__ void write(const LatentSegment& s) {
+  __device__ void write(const LatentSegment& s, const LatentPieces& pieces) {
     const int column = group_ * S::group_columns + lane_ % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const LatentPlace place(a_, s, row(r));
-      if (!place.used) continue;
-      if (s.pieces == 1) {
-        write_row(place, r, column);
-      } else {
-        const int64_t at = int64_t{s.own_slot(s.piece)} * a_.slot_rows + row(r);
+      if (pieces.pieces == 1) {
+        write_row(place, r);
+      } else if (place.used) {
+        const int64_t at = int64_t{pieces.own_slot(pieces.piece)} * a_.slot_rows + row(r);
         float* to = a_.workspace.sums + at * S::dim + column;
 #pragma unroll
         for (int i = 0; i < S::group_columns / 8; ++i) {
@@ -159,16 +211,27 @@ class Summer {
     }
   }
 
-  __device__ void write_row(const LatentPlace& place, int r, int column) {
+  // Each lane of four has two columns of every eight, and writes all eight of every fourth eight.
+  __device__ void write_row(const LatentPlace& place, int r) {
     const float scale = output_scale(a_, total_[r]);
-    T* to =
-        static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head + column;
+    T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head +
+            group_ * S::group_columns + lane_ % 4 * 8;
 #pragma unroll
-    for (int i = 0; i < S::group_columns / 8; ++i) {
-      *reinterpret_cast<uint32_t*>(to + 8 * i) =
-          pack<T>(sum(4 * i + 2 * r) * scale, sum(4 * i + 2 * r + 1) * scale);
+    for (int i = 0; i < S::group_columns / 32; ++i) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 4 * (4 * i + j) + 2 * r;
+        pairs[j] = pack<T>(sum(at) * scale, sum(at + 1) * scale);
+      }
+      transpose_quad(pairs, lane_);
+      if (place.used) {
+        *reinterpret_cast<uint4*>(to + 32 * i) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+      }
     }
-    if (column == 0) write_lse(a_, place, reference_[r], total_[r]);
+    if (place.used && group_ == 0 && lane_ % 4 == 0) {
+      write_lse(a_, place, reference_[r], total_[r]);
+    }
   }
 
   const LatentDecode& a_;

@@ -122,19 +122,29 @@ class Decode(Batch):
 class Latent(Batch):
     """A call of `mla_decode`."""
 
-    blocks: int  # counting those abreast as one
+    blocks: int  # counting clusters, and those abreast, as one
     abreast: int
     heads: int
+    cluster: int = 0  # log2
+    pairs: bool = False  # a neighbour has a tile even if that has no rows
 
     def __str__(self) -> str:
-        return self.words(self.blocks * self.abreast, self.abreast, self.heads, int(self.fixed))
+        return self.words(
+            self.grid, self.abreast, self.heads, int(self.fixed), self.cluster, int(self.pairs)
+        )
+
+    @property
+    def grid(self) -> int:
+        """All blocks."""
+        return self.blocks * self.abreast << self.cluster
 
     def tiles(self) -> set[tuple[int, int, int]]:
         """Row tiles of 64, all heads together."""
+        band = 64 * self.abreast if self.pairs else 64
         return {
             (index, 0, row)
             for index, (queries, _) in enumerate(self.lengths)
-            for row in range(0, queries * self.heads, 64)
+            for row in range(0, -(-queries * self.heads // band) * band, 64)
         }
 
     def alone(self) -> Batch:
@@ -147,7 +157,23 @@ class Latent(Batch):
         r = random.Random(seed)
         lengths = draw_lengths(r, seed % 3 == 0, longest=r.choice([60, 500, 9000]), most=9)
         blocks, abreast = r.choice([1, 3, 40]), r.choice([1, 2, 3, 4])
-        return cls(lengths, r.random() < 0.3, blocks, abreast, r.choice([1, 16, 40, 128]))
+        fixed, heads = r.random() < 0.3, r.choice([1, 16, 40, 128])
+        cluster = 0 if fixed else r.choice([0, 0, 1, 3])
+        pairs = cluster == 0 and abreast % 2 == 0 and r.random() < 0.5
+        return cls(lengths, fixed, blocks, abreast, heads, cluster, pairs)
+
+    def of_clusters(self, found: list[Segment]) -> list[Segment]:
+        """What each cluster does, whose blocks divide its units: in order, and about equally."""
+        clusters = defaultdict(list)
+        for s in found:
+            clusters[s.block >> self.cluster, s.tile, s.piece].append(s)
+        for parts in clusters.values():
+            assert [s.block % (1 << self.cluster) for s in parts] == [*range(1 << self.cluster)]
+            assert all(a.end == b.unit for a, b in pairwise(parts))
+            counts = [s.end - s.unit for s in parts]
+            assert counts == sorted(counts, reverse=True)
+            assert max(counts) - min(counts) <= 1
+        return [parts[0]._replace(end=parts[-1].end) for parts in clusters.values()]
 
 
 def draw_lengths(
@@ -221,7 +247,7 @@ def test_every_unit_of_every_tile_is_done_once(
     """Whatever the batch, nothing is left out, done twice or joined with another's."""
     batches = [kernel.draw(seed) for seed in range(400)]
     for batch, found in zip(batches, segments(program, batches), strict=True):
-        assert_whole(batch, found)
+        assert_whole(batch, batch.of_clusters(found) if isinstance(batch, Latent) else found)
 
 
 @pytest.mark.parametrize(("kernel", "least_units"), [(Decode, 8), (Latent, 16)])
@@ -282,11 +308,11 @@ def test_even_tiles_that_nearly_fit_are_not_cut(program: Path) -> None:
 
 
 def test_slots_and_counters_are_as_many_as_there_is_room_for(program: Path) -> None:
-    """What workspace.h allocates for latent decode: each block's slots and counters, or pieces'."""
+    """What workspace.h allocates for latent decode: each cluster's, or those of fixed pieces."""
     batches = [Latent.draw(seed) for seed in range(400)]
     for batch, found in zip(batches, segments(program, batches), strict=True):
         cut = [s for s in found if s.pieces > 1]
-        slots, counters = 2 * batch.blocks * batch.abreast, 3 * batch.blocks * batch.abreast
+        slots, counters = 2 * batch.grid >> batch.cluster, 3 * batch.grid >> batch.cluster
         if batch.fixed:
             rows = sum(queries for queries, _ in batch.lengths) * batch.heads
             slots = counters = MOST_PIECES * (rows // 64 + len(batch.lengths) * batch.abreast)

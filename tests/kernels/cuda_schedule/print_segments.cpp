@@ -1,6 +1,6 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
 //   decode grid kv_heads group left fixed cluster rows_above rows_up_to lengths
-//   latent grid abreast heads fixed lengths
+//   latent grid abreast heads fixed cluster pairs lengths
 // where lengths are: sequences (queries keys)...
 // A line for each segment, then one that says "end".
 #define MAINBOARD_LANES 1
@@ -62,15 +62,18 @@ void print_decode() {
 
 void print_latent() {
   LatentDecode a = {};
-  std::cin >> gridDim.x >> a.abreast;
+  int abreast, cluster;
+  std::cin >> gridDim.x >> abreast;
   a.heads = read_divisor();
-  std::cin >> a.fixed_pieces;
+  std::cin >> a.fixed_pieces >> cluster >> a.pairs;
+  walk_together(abreast, cluster, static_cast<int>(gridDim.x), &a);
   Lengths lengths;
   lengths.read(&a);
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
     LatentWalker<64> walk(a, 0);
-    for (LatentSegment s = walk.next(); s.pieces > 0; s = walk.next()) {
-      print(s, s.index, 0, s.row, s.unit, s.unit_end, s.own_slot(s.piece), s.own_counter());
+    for (LatentSegment s = walk.next(); s.sharers > 0; s = walk.next()) {
+      const LatentPieces p = walk.pieces();
+      print(p, s.index, 0, s.row, s.unit, s.unit_end, p.own_slot(p.piece), p.own_counter());
     }
   }
 }
