@@ -120,7 +120,7 @@ Clusters clusters_for(const Decode& a, const DecodeKernel& kernel, const OnDevic
     if (blocks == 0) continue;
     const int64_t equal = (tiles * longest + blocks - 1) / blocks;
     if (clusters_pay(tiles, equal, static_cast<int>(longest), blocks, log2_of(kind.blocks),
-                     spread_units(kernel, kind))) {
+                     spread_units(kernel, kind), a.slot_rows)) {
       return kind;
     }
   }
@@ -130,6 +130,8 @@ Clusters clusters_for(const Decode& a, const DecodeKernel& kernel, const OnDevic
 // Queues a call whose sequences bring at most `rows` rows for each key head.
 void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
          int64_t dim, int64_t most_keys) {
+  const int tile_rows = kernel.row_tiles * kTileRows;
+  a.slot_rows = static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows));
   int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
   const Clusters clusters = clusters_for(a, kernel, device, most_keys);
   if (clusters.blocks > 1) {
@@ -137,8 +139,6 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
     a.cluster = log2_of(clusters.blocks);
     a.spread_units = spread_units(kernel, clusters);
   }
-  const int tile_rows = kernel.row_tiles * kTileRows;
-  a.slot_rows = static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows));
   const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens, tile_rows),
                                               a.slot_rows, dim, &a.workspace);
   void* arguments[] = {&a};

@@ -77,12 +77,13 @@ struct Decode {
 // busiest block has more than that must cost less than a join through memory, or in groups; a block
 // with a multiprocessor to itself reads `spread_units` as fast as two blocks half as many each.
 MAINBOARD_BOTH inline bool clusters_pay(int64_t tiles, int64_t equal, int longest, int blocks,
-                                        int cluster, int spread_units) {
-  constexpr int kJoinUnits = 3, kGroupJoinUnits = 8;
+                                        int cluster, int spread_units, int rows) {
+  constexpr int kGroupJoinUnits = 8;
+  const int join_units = rows > 4 ? 3 : 2;
   const bool in_groups = tiles * kManyPieces < blocks && longest > kManyPieces;
   const int64_t busiest = (longest + (1 << cluster) - 1) >> cluster;
   return tiles << cluster <= blocks &&
-         (busiest <= equal + (in_groups ? kGroupJoinUnits : kJoinUnits) || busiest <= spread_units);
+         (busiest <= equal + (in_groups ? kGroupJoinUnits : join_units) || busiest <= spread_units);
 }
 
 // A compiled kernel: `row_tiles` of kTileRows rows are held by a block at once, which may be those

@@ -66,7 +66,7 @@ class Loader {
   __device__ void place(const Walk& walk, const Segment& first) {
     walk_ = walk;
     enter(first);
-    if (unit_ == unit_end_) walk_.advance();  // a cluster's piece may be empty
+    if (unit_ == unit_end_ && walk_.clustered()) walk_.advance();  // there is no more
   }
   __device__ void begin(const Segment& first) {
     find_rows(first);

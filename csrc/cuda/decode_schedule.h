@@ -17,17 +17,25 @@
 
 namespace mainboard::cuda {
 
-// One sequence's lengths. They may be read before the grid before has ended (decode_kernel.h): past
-// the first level of the cache, where a second reading would find the same.
+// One sequence's lengths.
 struct Lengths {
   int first_query = 0, queries = 0, keys = 0;
 
   __device__ static Lengths read(const Decode& a, int index) {
+    return read(a, index, [](const int* p) { return *p; });
+  }
+  // Before the grid before has ended (decode_kernel.h), and to see whether it changed them: past
+  // the first level of the cache, which would have the same again.
+  __device__ static Lengths read_early(const Decode& a, int index) {
+    return read(a, index, [](const int* p) { return __ldcg(p); });
+  }
+  template <class Load>
+  __device__ static Lengths read(const Decode& a, int index, Load load) {
     Lengths l;
-    l.first_query = __ldcg(a.cu_queries + index);
-    l.queries = __ldcg(a.cu_queries + index + 1) - l.first_query;
-    l.keys = a.used_keys ? __ldcg(a.used_keys + index)
-                         : __ldcg(a.cu_keys + index + 1) - __ldcg(a.cu_keys + index);
+    l.first_query = load(a.cu_queries + index);
+    l.queries = load(a.cu_queries + index + 1) - l.first_query;
+    l.keys = a.used_keys ? load(a.used_keys + index)
+                         : load(a.cu_keys + index + 1) - load(a.cu_keys + index);
     return l;
   }
   __device__ Lengths of_lane(int lane) const {
@@ -99,7 +107,7 @@ class Walker {
   // and check them then.
   __device__ bool may_plan_early() const { return a_.sequences <= kLanes; }
   __device__ bool holds(int lane) const {
-    const Lengths now = lane < a_.sequences ? Lengths::read(a_, lane) : Lengths();
+    const Lengths now = lane < a_.sequences ? Lengths::read_early(a_, lane) : Lengths();
     return __all_sync(0xffffffffu, now == own_);
   }
 
@@ -110,7 +118,7 @@ class Walker {
     int mine = 0, own_tiles = 0, longest = 0;
 #pragma unroll 1
     for (int i = lane; i < a_.sequences; i += kLanes) {
-      own_ = Lengths::read(a_, i);
+      own_ = may_plan_early() ? Lengths::read_early(a_, i) : Lengths::read(a_, i);
       const Sequence s = sequence_of(own_);
       mine += length(s);
       own_tiles += s.tiles_of_head * a_.kv_heads;
@@ -180,7 +188,7 @@ class Walker {
 
   __device__ bool fits_clusters(int tiles, int longest) const {
     return a_.cluster != 0 && clusters_pay(tiles, line_.largest_share(), longest, walkers().count,
-                                           a_.cluster, a_.spread_units);
+                                           a_.cluster, a_.spread_units, a_.slot_rows);
   }
 
   // Which piece of its tile the segment at hand is; the tile begins on the line at `tile_at`.
@@ -207,7 +215,7 @@ class Walker {
     const SequencePlace place = find_sequence(line_.at(), a_.sequences, lane, [&](int i) {
       return few ? own : length(sequence_of(Lengths::read(a_, i)));
     });
-    index_ = place.index;
+    index_ = min(place.index, a_.sequences - 1);
     sequence_ = sequence_of(few ? own_.of_lane(index_) : Lengths::read(a_, index_));
     const int from_start = line_.at() - place.start, n = sequence_.positions;
     tile_ = from_start < n ? 0 : quotient(from_start, n);
