@@ -87,6 +87,23 @@ def cases() -> Iterator[AttentionCase]:
         {"queries": (40, 200, 3, 0, 65)}, {"kv_heads": 1, "queries": (40, 200, 3, 0, 65)},
     ):  # fmt: skip
         yield replace(more, **changes)
+    # Two key heads walked side by side, where a head's rows have up to 128 bytes.
+    some = [(i % 4, 31 * i % 900) for i in range(40)]
+    queries, keys = zip(*some, strict=True)
+    paired = replace(base, queries=queries, keys=keys, heads=8, kv_heads=4)
+    for dim in cuda_support.HEAD_DIMS:
+        for cache in (None, E4M3, E5M2):
+            for dtype in (BF16, F16):
+                yield replace(paired, head_dim=dim, dtype=dtype, cache_dtype=cache,
+                              scaled_cache=cache is not None)  # fmt: skip
+    for dim, cache in ((64, None), (128, E4M3)):
+        short = replace(paired, head_dim=dim, cache_dtype=cache)
+        yield replace(short, queries=(1,) * 40, heads=32)
+        yield replace(
+            short, queries=(1,) * 6, keys=(900, 40, 3000, 0, 12000, 7), heads=48, kv_heads=6
+        )
+        yield replace(short, window=(70, -1), softcap=20.0, alibi=True, sinks=True, page_size=32)
+        yield replace(short, causal=False, window=(40, 3), strided=True)
     many = [(1 + i % 3, 17 * i % 1900) for i in range(300)]
     queries, keys = zip(*many, strict=True)
     yield replace(base, queries=queries, keys=keys, heads=4, kv_heads=1)

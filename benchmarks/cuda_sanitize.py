@@ -61,12 +61,14 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
     import torch
     from cuda_decode import BF16, E4M3, AttentionCase
 
-    # One tile to a cluster; tiles too uneven for that; more tiles than clusters; very many pieces.
+    # One tile to a cluster; tiles too uneven for that; more tiles than clusters; very many pieces;
+    # two key heads side by side, where there is a kernel for that.
     batches: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
         ((1, 1, 0, 1, 1), (700, 33, 40, 0, 900), 2),
         ((1, 1), (9000, 1), 1),
         ((1,) * 40, tuple(range(1, 800, 20)), 4),
         ((1,), (40000,), 1),
+        ((1,) * 20, tuple(range(1, 2000, 100)), 2),
         ((3, 5, 1), (300, 70, 5), 2),
         ((9, 16, 2), (300, 70, 5), 2),
     ]

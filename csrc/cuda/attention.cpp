@@ -89,37 +89,60 @@ int64_t most_fixed_pieces(const Decode& a, int64_t tokens, int rows) {
   return tiles * a.kv_heads * kMostPieces;
 }
 
-// log2 of the blocks in a cluster, if each tile there can be may have a cluster of its own and that
-// pays for sequences as long as they can be: a grid in clusters is slower at what it does
-// otherwise.
-int cluster_for(const Decode& a, const DecodeKernel& kernel, const OnDevice& device,
-                int64_t most_keys) {
+int log2_of(int power) {
+  int log = 0;
+  while (1 << log < power) ++log;
+  return log;
+}
+
+// Larger units are those whose arithmetic takes longer.
+int spread_units(const DecodeKernel& kernel, Clusters clusters) {
+  return !clusters.spread ? 0 : kernel.unit_keys > 64 ? 2 : 8;
+}
+
+// The clusters to launch a grid in, if each tile there can be may have one of its own and that pays
+// for sequences as long as they can be: a grid in clusters is slower at what it does otherwise.
+// Eight blocks with a multiprocessor each join faster than 16 that have to share.
+Clusters clusters_for(const Decode& a, const DecodeKernel& kernel, const OnDevice& device,
+                      int64_t most_keys) {
   constexpr int64_t kLongest = 1 << 20;  // no cluster pays for so many
-  if (!kernel.joins_in_cluster || a.fixed_pieces) return 0;
+  constexpr Clusters kKinds[] = {
+      {1 << kLeastCluster, true}, {1 << kMostCluster, false}, {1 << kLeastCluster, false}};
+  if (!kernel.joins_in_cluster || a.fixed_pieces) return {};
   const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
   const int64_t longest = (std::min(most_keys, kLongest) + kernel.unit_keys - 1) / kernel.unit_keys;
-  for (int log = kMostCluster; log >= kLeastCluster; --log) {
-    if (tiles << log > device.multiprocessors() * kernel.blocks_per_multiprocessor) continue;
-    const int blocks = clusters_at_once(device, kernel, 1 << log) << log;
-    if (clusters_pay(tiles * longest, tiles, static_cast<int>(longest), blocks, log)) return log;
+  const int most = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+  for (const Clusters kind : kKinds) {
+    if (tiles * kind.blocks > most) continue;
+    // Few tiles would leave most multiprocessors idle.
+    if (kind.spread && 3 * tiles * kind.blocks < device.multiprocessors()) continue;
+    const int blocks = clusters_at_once(device, kernel, kind) * kind.blocks;
+    if (blocks == 0) continue;
+    const int64_t equal = (tiles * longest + blocks - 1) / blocks;
+    if (clusters_pay(tiles, equal, static_cast<int>(longest), blocks, log2_of(kind.blocks),
+                     spread_units(kernel, kind), a.slot_rows)) {
+      return kind;
+    }
   }
-  return 0;
+  return {};
 }
 
 // Queues a call whose sequences bring at most `rows` rows for each key head.
 void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
          int64_t dim, int64_t most_keys) {
-  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
-  a.cluster = cluster_for(a, kernel, device, most_keys);
-  if (a.cluster > 0) {
-    grid = clusters_at_once(device, kernel, 1 << a.cluster) << a.cluster;
-  }
   const int tile_rows = kernel.row_tiles * kTileRows;
-  a.slot_rows = static_cast<int>(std::min<int64_t>(rows, tile_rows));
+  a.slot_rows = static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows));
+  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
+  const Clusters clusters = clusters_for(a, kernel, device, most_keys);
+  if (clusters.blocks > 1) {
+    grid = clusters_at_once(device, kernel, clusters) * clusters.blocks;
+    a.cluster = log2_of(clusters.blocks);
+    a.spread_units = spread_units(kernel, clusters);
+  }
   const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens, tile_rows),
                                               a.slot_rows, dim, &a.workspace);
   void* arguments[] = {&a};
-  launch_in_clusters(device, kernel, grid, 1 << a.cluster, arguments);
+  launch_in_clusters(device, kernel, grid, clusters, arguments);
 }
 
 int64_t group_of(const AttentionCall& call) {
@@ -134,6 +157,27 @@ const DecodeKernel* decode_kernel(const AttentionCall& call, int64_t rows) {
              : nullptr;
 }
 
+// Whether two neighbouring heads of a token make one row of the cache.
+bool heads_adjoin(const Tensor& cache) {
+  const int64_t heads = cache.dim() - 2;
+  return cache.size(heads) % 2 == 0 && cache.stride(heads) == cache.size(heads + 1);
+}
+
+// The kernel that walks two key heads side by side, if it can and that pays: it has half the tiles,
+// in twice the pieces. Batches differ in that, so it is not for calls whose bits must not.
+const DecodeKernel* pair_kernel(const AttentionCall& call, int64_t rows, const OnDevice& device) {
+  if (call.deterministic || !heads_adjoin(call.k) || !heads_adjoin(call.v)) return nullptr;
+  const DecodeKernel* kernel =
+      find_decode_of_pairs(call.q.dtype(), call.k.dtype(), call.q.size(2), rows);
+  if (kernel == nullptr) return nullptr;
+  const int64_t pairs = call.k.size(call.k.dim() - 2) / 2;
+  const int64_t tiles = (call.cu_queries.size(0) - 1) * pairs;
+  const int blocks = device.multiprocessors() * kernel->blocks_per_multiprocessor;
+  // Rows of less than 128 bytes are read so slowly that more pieces cost little beside it.
+  const int64_t pieces = call.q.size(2) * size_of(call.k.dtype()) < 128 ? 32 : 4;
+  return tiles * pieces >= blocks ? kernel : nullptr;
+}
+
 // Whether the decode kernels can read and write the call's rows.
 bool decode_serves(const AttentionCall& call) {
   const bool dense_fp8 = !call.table && size_of(call.k.dtype()) == 1;
@@ -146,8 +190,16 @@ void attend_decode(const AttentionCall& call, int64_t rows, int above = 0, int u
   Decode a = describe(call);
   a.rows_above = above;
   a.rows_up_to = up_to;
-  run(a, *decode_kernel(call, rows), OnDevice(call.q), call.q.size(0), rows, call.q.size(2),
-      call.most_keys);
+  const OnDevice device(call.q);
+  const DecodeKernel* kernel = pair_kernel(call, rows, device);
+  if (kernel != nullptr) {
+    a.kv_heads /= 2;
+    a.k.head *= 2;
+    a.v.head *= 2;
+  } else {
+    kernel = decode_kernel(call, rows);
+  }
+  run(a, *kernel, device, call.q.size(0), rows, call.q.size(2), call.most_keys);
 }
 
 // The same for all sequences up to `up_to` rows, each by the kernel that it has alone.

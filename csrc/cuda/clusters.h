@@ -6,11 +6,18 @@
 
 namespace mainboard::cuda {
 
-// How many clusters of `blocks` blocks the device holds at once.
-int clusters_at_once(const OnDevice& device, const DecodeKernel& kernel, int blocks);
+// How a grid is launched: in clusters of `blocks` blocks, 1 being none. If they are `spread`, each
+// block has a multiprocessor to itself.
+struct Clusters {
+  int blocks = 1;
+  bool spread = false;
+};
 
-// As OnDevice::launch, in clusters of `blocks` blocks; 1 is none.
-void launch_in_clusters(const OnDevice& device, const DecodeKernel& kernel, int grid, int blocks,
-                        void** arguments);
+// How many clusters the device holds at once.
+int clusters_at_once(const OnDevice& device, const DecodeKernel& kernel, Clusters clusters);
+
+// As OnDevice::launch, in clusters.
+void launch_in_clusters(const OnDevice& device, const DecodeKernel& kernel, int grid,
+                        Clusters clusters, void** arguments);
 
 }  // namespace mainboard::cuda

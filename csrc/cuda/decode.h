@@ -68,26 +68,29 @@ struct Decode {
   int fixed_pieces;                            // 1: cut each sequence by its own length alone
   int rows_above = 0, rows_up_to = INT32_MAX;  // sequences of others are another launch's
   int cluster;                                 // log2 of the blocks in a cluster of the launch
+  int spread_units;  // that a block may have which has a multiprocessor to itself; 0: none has
   Workspace workspace;
 };
 
-// Whether clusters of `1 << cluster` blocks, of `blocks` in all, should have a tile each, where
-// `total` units are in `tiles` tiles and the longest has `longest`. What the busiest block has more
-// than an equal share must cost less than a join through memory, or through memory in groups.
-MAINBOARD_BOTH inline bool clusters_pay(int64_t total, int64_t tiles, int longest, int blocks,
-                                        int cluster) {
-  constexpr int kJoinUnits = 3, kGroupJoinUnits = 8;
+// Whether clusters of `1 << cluster` blocks, of `blocks` in all, should have a tile each, where the
+// longest of `tiles` tiles has `longest` units and an equal share of all is `equal`. What the
+// busiest block has more than that must cost less than a join through memory, or in groups; a block
+// with a multiprocessor to itself reads `spread_units` as fast as two blocks half as many each.
+MAINBOARD_BOTH inline bool clusters_pay(int64_t tiles, int64_t equal, int longest, int blocks,
+                                        int cluster, int spread_units, int rows) {
+  constexpr int kGroupJoinUnits = 8;
+  const int join_units = rows > 4 ? 3 : 2;
   const bool in_groups = tiles * kManyPieces < blocks && longest > kManyPieces;
   const int64_t busiest = (longest + (1 << cluster) - 1) >> cluster;
-  const int64_t equal = (total + blocks - 1) / blocks;
   return tiles << cluster <= blocks &&
-         busiest <= equal + (in_groups ? kGroupJoinUnits : kJoinUnits);
+         (busiest <= equal + (in_groups ? kGroupJoinUnits : join_units) || busiest <= spread_units);
 }
 
-// A compiled kernel: `row_tiles` of kTileRows rows are held by a block at once.
+// A compiled kernel: `row_tiles` of kTileRows rows are held by a block at once, which may be those
+// of two key heads that lie side by side in the cache.
 struct DecodeKernel {
   DType query, cache;
-  int head_dim, row_tiles;
+  int head_dim, row_tiles, heads;
   const void* function;
   int shared_bytes;
   int unit_keys;
@@ -97,5 +100,7 @@ struct DecodeKernel {
 
 // The kernel for `rows` rows in each sequence, or null.
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
+// The one that walks two key heads side by side, where there is one and the rows fit it.
+const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows);
 
 }  // namespace mainboard::cuda

@@ -94,7 +94,7 @@ class Finish {
   __device__ void join_warps(const Segment& s) {
     const int rows = used_rows(s);
     for (int i = thread_; i < rows * kQuads; i += kThreads) {
-      const Partial own = partial_of_warps(i);
+      const Partial own = partial_of_warps(s, i);
       if (s.pieces == 1) {
         write(s, i, own);
       } else {
@@ -132,19 +132,9 @@ class Finish {
     if (own <= 0) return;
     barrier_wait(&shared_.inbox_full, 0);
     for (int i = thread_; i < own; i += kThreads) {
-      float2 parts[kMostClusterBlocks];
-      float4 x[kMostClusterBlocks];
-#pragma unroll
-      for (int j = 0; j < kMostClusterBlocks; ++j) {
-        parts[j] = {-INFINITY, 0.0f};
-        x[j] = {};
-        if (j >= s.pieces) continue;
-        parts[j] = reinterpret_cast<const float2*>(statistics)[j * each + i];
-        x[j] = reinterpret_cast<const float4*>(sums)[j * each + i];
-      }
-      Partial joined;
-      joined.join(parts, x);
-      write(s, begin + i, joined);
+      write(s, begin + i,
+            join_row(reinterpret_cast<const float2*>(statistics) + i, each,
+                     reinterpret_cast<const float4*>(sums) + i, each, s.pieces));
     }
   }
 
@@ -155,15 +145,19 @@ class Finish {
   }
 
   // If the block was the last to come, joins the pieces. Very many are joined in groups first,
-  // which different blocks do at the same time. All threads call it, before the next `arrive`;
-  // each reads `in_flight` pieces at once.
-  template <int in_flight = 8>
-  __device__ void settle(const Segment& s) {
+  // which different blocks do at the same time. All threads call it, before the next `arrive`.
+  // When the block has nothing else to do the pieces go through the `ring`, all in flight at once.
+  template <bool last>
+  __device__ void settle(const Segment& s, char* ring) {
     bool grouped = s.pieces > kManyPieces;
     int first = grouped ? group_of(s) : 0, step = 1;
     int count = grouped ? min(kGroupPieces, s.pieces - first) : s.pieces;
     while (is_last(grouped ? s.slot(first) : s.counter, count)) {
-      gather<in_flight>(s, first, step, count, !grouped);
+      if constexpr (last) {
+        gather_through(ring, s, first, step, count, !grouped);
+      } else {
+        gather(s, first, step, count, !grouped);
+      }
       if (!grouped) return;
       __syncthreads();
       if (thread_ == 0) before_ = count_in(s.counter);
@@ -180,7 +174,7 @@ class Finish {
                              uint32_t statistics) const {
     const uint32_t full = shared_address(&shared_.inbox_full);
     for (int i = thread_; i < items; i += kThreads) {
-      const Partial own = partial_of_warps(i);
+      const Partial own = partial_of_warps(s, i);
       const int to = i / each, at = s.piece * each + i - to * each;
       const uint32_t there = address_in_block(full, to);
       send(address_in_block(sums + at * sizeof(float4), to), own.sums, there);
@@ -193,15 +187,24 @@ class Finish {
     return reinterpret_cast<float*>(stages_ + warp * (S::stages * S::stage_bytes));
   }
 
-  __device__ int used_rows(const Segment& s) const {
-    return min(S::rows, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
+  __device__ int used_rows(const Segment& s) const { return S::heads * rows_of_head(s); }
+
+  __device__ int rows_of_head(const Segment& s) const {
+    return min(S::rows / S::heads, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
+  }
+
+  // Where the tile has the `i`th row in use.
+  __device__ int row_in_tile(const Segment& s, int i) const {
+    if constexpr (S::heads == 1) return i;
+    const int rows = rows_of_head(s);
+    return i < rows ? i : i - rows + S::rows / S::heads;
   }
 
   __device__ static int group_of(const Segment& s) { return s.piece / kGroupPieces * kGroupPieces; }
 
   // What the warps of all groups have together of the block's item `i`, a row's four columns.
-  __device__ Partial partial_of_warps(int i) const {
-    const int row = i / kQuads, quad = i % kQuads;
+  __device__ Partial partial_of_warps(const Segment& s, int i) const {
+    const int row = row_in_tile(s, i / kQuads), quad = i % kQuads;
     const int tile = row / kTileRows, in_tile = row % kTileRows;
     float2 own[kGroups];
     float4 x[kGroups];
@@ -217,51 +220,112 @@ class Finish {
   }
 
   // Thread 0 speaks for the block: the barrier before ordered the other threads' writes.
-  __device__ int count_in(int counter) {
-    fence_device();
-    return atomicAdd(a_.workspace.counters + counter, 1);
-  }
+  __device__ int count_in(int counter) { return add_one_in_order(a_.workspace.counters + counter); }
 
   // Whether this block was the last of `count`. All threads call it.
   __device__ bool is_last(int counter, int count) {
     if (thread_ == 0) {
       shared_.is_last = before_ == count - 1;
-      fence_device();  // before the reset, for which nobody here need wait
       if (shared_.is_last) a_.workspace.counters[counter] = 0;  // ready for the next call
     }
     __syncthreads();
     return shared_.is_last;
   }
 
+  // Joins a row's four columns of `count` pieces, some apart. The same sums in the same order,
+  // whoever joins: it must not show which block came last. Few instructions, since they are read
+  // from memory too, and run once.
+  template <class Statistics, class Sums>
+  __device__ static Partial join_row(Statistics statistics, int apart, Sums sums, int sums_apart,
+                                     int count) {
+    Partial joined;
+#pragma unroll 4
+    for (int j = 0; j < count; ++j) joined.most = fmaxf(joined.most, statistics[j * apart].x);
+    if (joined.most == -INFINITY) return joined;
+#pragma unroll 4
+    for (int j = 0; j < count; ++j) {
+      const float2 own = statistics[j * apart];
+      joined.add(sums[j * sums_apart], own.y, exp2_approx(own.x - joined.most));
+    }
+    return joined;
+  }
+
+  // Where the pieces `first`, `first + step`, .. have theirs.
+  struct Places {
+    const Segment& s;
+    const Workspace& w;
+    int first, step, slot_rows;
+
+    __device__ int row(int j) const { return s.slot(first + j * step) * slot_rows; }
+    // Joined statistics lie behind those of the pieces.
+    __device__ const float2* statistics(int j) const {
+      return w.statistics + (step > 1 ? w.rows : 0) + row(j);
+    }
+    __device__ const float4* sums(int j) const {
+      return reinterpret_cast<const float4*>(w.sums) + int64_t{row(j)} * kQuads;
+    }
+  };
+
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
-  // in the slot of the first. Joined statistics lie behind those of the pieces.
-  template <int in_flight>
+  // in the slot of the first.
   __device__ void gather(const Segment& s, int first, int step, int count, bool whole) {
-    const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
+    const Places places{s, a_.workspace, first, step, a_.slot_rows};
     const int items = used_rows(s) * kQuads;
     for (int i = thread_; i < items; i += kThreads) {
-      const int row = i / kQuads, quad = i % kQuads;
       Partial joined;
-      for (int begin = 0; begin < count; begin += in_flight) {
-        float2 own[in_flight];
-        float4 x[in_flight];
-#pragma unroll
-        for (int j = 0; j < in_flight; ++j) {
-          own[j] = {-INFINITY, 0.0f};
-          x[j] = {};
-          if (begin + j >= count) continue;
-          const int piece = first + (begin + j) * step;
-          const int64_t at = int64_t{s.slot(piece)} * a_.slot_rows + row;
-          own[j] = __ldcg(statistics + at);
-          x[j] = __ldcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad);
+#pragma unroll 4
+      for (int j = 0; j < count; ++j) {
+        joined.most = fmaxf(joined.most, __ldcg(places.statistics(j) + i / kQuads).x);
+      }
+#pragma unroll 4
+      for (int j = 0; j < count && joined.most > -INFINITY; ++j) {
+        const float2 own = __ldcg(places.statistics(j) + i / kQuads);
+        joined.add(__ldcg(places.sums(j) + i), own.y, exp2_approx(own.x - joined.most));
+      }
+      put(s, first, i, joined, whole);
+    }
+  }
+
+  // The same through shared memory.
+  __device__ void gather_through(char* ring, const Segment& s, int first, int step, int count,
+                                 bool whole) {
+    const Places places{s, a_.workspace, first, step, a_.slot_rows};
+    const int rows = used_rows(s), items = rows * kQuads;
+    float2* const statistics = reinterpret_cast<float2*>(ring);
+    const int used = (count * rows * static_cast<int>(sizeof(float2)) + 15) / 16 * 16;
+    float4* const sums = reinterpret_cast<float4*>(ring + used);
+    const int at_once =
+        min(items, quotient((S::ring_bytes - used) / static_cast<int>(sizeof(float4)), count));
+    for (int begin = 0; begin < items; begin += at_once) {
+      const int here = min(at_once, items - begin);
+      for (int i = thread_; i < here; i += kThreads) {
+#pragma unroll 4
+        for (int j = 0; j < count; ++j) {
+          copy_async(shared_address(sums + j * here + i), places.sums(j) + begin + i);
         }
-        joined.join(own, x);
       }
-      if (whole) {
-        write(s, i, joined);
-      } else {
-        keep_piece(s.slot(first), i, joined, a_.workspace.rows);
+      commit_copies();
+      for (int i = thread_; begin == 0 && i < count * rows; i += kThreads) {
+        const int j = quotient(i, rows);
+        statistics[i] = __ldcg(places.statistics(j) + i - j * rows);
       }
+      wait_for_copies<0>();
+      __syncthreads();
+      for (int i = thread_; i < here; i += kThreads) {
+        const Partial joined =
+            join_row(statistics + (begin + i) / kQuads, rows, sums + i, here, count);
+        put(s, first, begin + i, joined, whole);
+      }
+      __syncthreads();
+    }
+  }
+
+  // A joined item of the tile, or of a group of its pieces.
+  __device__ void put(const Segment& s, int first, int i, const Partial& joined, bool whole) {
+    if (whole) {
+      write(s, i, joined);
+    } else {
+      keep_piece(s.slot(first), i, joined, a_.workspace.rows);
     }
   }
 
@@ -277,13 +341,13 @@ class Finish {
   __device__ void write(const Segment& s, int i, Partial x) {
     using T = typename S::T;
     const int row = i / kQuads, quad = i % kQuads;
-    const RowPlace place(a_, s, s.row + row);
+    const RowPlace<S::heads> place(a_, s, s.row + row_in_tile(s, row));
     if (a_.sinks) {
       const float2 sink[1] = {{a_.sinks[place.head] * kLog2E, 1.0f}};
       const float4 no_value[1] = {};
       x.join(sink, no_value);
     }
-    const float factor = a_.v_scale ? a_.v_scale[s.head * a_.v_scale_stride] : 1.0f;
+    const float factor = a_.v_scale ? a_.v_scale[place.kv_head * a_.v_scale_stride] : 1.0f;
     const float scale = x.total > 0.0f ? factor / x.total : 0.0f;
     const uint2 packed = {pack<T>(x.sums.x * scale, x.sums.y * scale),
                           pack<T>(x.sums.z * scale, x.sums.w * scale)};

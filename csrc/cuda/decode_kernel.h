@@ -50,20 +50,37 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
   const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
-  wait_for_previous_grid();
-  let_next_grid_start();
 
-  Walker<S::rows, S::unit_keys> walk(a, lane);
-  if (walk.done()) return;
+  // A call has a long way from the lengths to its first copy, and they are seldom what the grid
+  // before has just written: the way is gone before that has ended, and again if they changed.
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
-  Segment segment = walk.segment();
+  Walker<S::rows, S::unit_keys> walk(a);
+  Loader<S> loader(a, ring_address + warp * kRing, warp, lane);
+  Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
+  Segment segment;
+  bool waited = !walk.may_plan_early();
+  if (waited) wait_for_previous_grid();
+#pragma unroll 1
+  for (;;) {
+    walk.plan(lane);
+    if (!walk.done()) {
+      segment = walk.segment();
+      loader.place(walk, segment);
+      tile.place(a, segment, warp - group, lane);
+    }
+    if (waited) break;
+    wait_for_previous_grid();
+    if (walk.holds(lane)) break;
+    waited = true;
+  }
+  let_next_grid_start();
+  if (walk.done()) return;
   if (segment.piece > 0 && segment.pieces == 1) return;  // of a cluster; the first does it all
   Finish<S> finish(a, shared, thread);
   if constexpr (S::joins_in_cluster) finish.expect_cluster();
-  Loader<S> loader(a, walk, segment, ring_address + warp * kRing, warp, lane);
-  Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
-  tile.enter(a, segment, warp - group, lane);
+  loader.begin(segment);
+  tile.enter(a, segment);
 #pragma unroll 1
   for (int i = 0; i < S::stages - 1; ++i) loader.load(i);
   if constexpr (S::shares_queries) {
@@ -97,13 +114,13 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     const bool more = !walk.done();
     if (more) {  // the queries come while the results are joined
       segment = walk.segment();
-      tile.enter(a, segment, warp - group, lane);
+      tile.place(a, segment, warp - group, lane);
+      tile.enter(a, segment);
     }
     __syncthreads();
     finish.join_warps(ended);
     if (S::shares_queries && more) tile.share_queries(a, segment, thread);
-    // Few at a time: the registers hold the next tile's queries.
-    if (ended.pieces > 1 && unsettled.pieces > 1) finish.template settle<4>(unsettled);
+    if (ended.pieces > 1 && unsettled.pieces > 1) finish.template settle<false>(unsettled, ring);
     __syncthreads();
     if (ended.pieces > 1) {
       finish.arrive(ended);
@@ -111,7 +128,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     }
     if (!more) break;
   }
-  if (unsettled.pieces > 1) finish.template settle<16>(unsettled);
+  if (unsettled.pieces > 1) finish.template settle<true>(unsettled, ring);
 }
 
 }  // namespace mainboard::cuda

@@ -8,20 +8,26 @@
 
 namespace mainboard::cuda {
 
-// Sizes that follow from the types, the head dimension and the row tiles of a block.
-template <class T_, class KV_, int dim_, int row_tiles_>
+// Sizes that follow from the types, the head dimension, the row tiles of a block and how many
+// neighbouring key heads it walks side by side. Memory gives lines of 256 bytes faster than ones of
+// 128: where a head's rows are short, two heads make one row of a cache, and share the 16 rows of a
+// tile.
+template <class T_, class KV_, int dim_, int row_tiles_, int heads_ = 1>
 struct Shape {
   using T = T_;    // queries and output
   using KV = KV_;  // cache
-  static constexpr int dim = dim_, row_tiles = row_tiles_;
+  static constexpr int dim = dim_, row_tiles = row_tiles_, heads = heads_;
+  static_assert(heads == 1 || (heads == 2 && row_tiles == 1));
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
   static constexpr int threads = 32 * kWarps;
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
-  static constexpr int row_bytes = dim * static_cast<int>(sizeof(KV));
+  static constexpr int head_bytes = dim * static_cast<int>(sizeof(KV)),
+                       row_bytes = heads * head_bytes;
   static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks
-  static constexpr int blocks = fp8 || dim == 64 ? 2 : 1;  // of keys, in one warp's stage
+  // Of keys, in one warp's stage.
+  static constexpr int blocks = heads == 1 ? (fp8 || dim == 64 ? 2 : 1) : row_bytes <= 128 ? 2 : 1;
   static constexpr int warp_keys = blocks * kBlockKeys;
   static constexpr int unit_keys = kWarps * warp_keys;
   // A warp's partial result is kept where its last keys and values were.
@@ -53,12 +59,18 @@ class Loader {
  public:
   using Walk = Walker<S::rows, S::unit_keys>;
 
-  // `first` is the walk's segment at hand.
-  __device__ Loader(const Decode& a, const Walk& walk, const Segment& first, uint32_t ring,
-                    int warp, int lane)
-      : a_(a), walk_(walk), ring_(ring), warp_(warp), lane_(lane) {
+  __device__ Loader(const Decode& a, uint32_t ring, int warp, int lane)
+      : a_(a), walk_(a), ring_(ring), warp_(warp), lane_(lane) {}
+
+  // Prepares to begin with a walk's segment at hand; reads nothing.
+  __device__ void place(const Walk& walk, const Segment& first) {
+    walk_ = walk;
     enter(first);
-    if (unit_ == unit_end_) walk_.advance();  // a cluster's piece may be empty
+    if (unit_ == unit_end_ && walk_.clustered()) walk_.advance();  // there is no more
+  }
+  __device__ void begin(const Segment& first) {
+    find_rows(first);
+    look_up();
   }
 
   // Starts the copies of the next unit into a stage; nothing once the block's stretch is loaded.
@@ -67,7 +79,12 @@ class Loader {
       copy(stage);
       if (++unit_ == unit_end_) {
         walk_.advance();
-        if (!walk_.done()) enter(walk_.segment());
+        if (!walk_.done()) {
+          const Segment next = walk_.segment();
+          enter(next);
+          find_rows(next);
+          look_up();
+        }
       } else if (unit_ == looked_up_ + kAhead) {
         look_up();
       }
@@ -86,11 +103,17 @@ class Loader {
     unit_end_ = s.unit_end;
     keys_ = s.sequence.keys;
     block_ = s.sequence.first_block + warp_ * S::blocks;
-    const int64_t begin = a_.table ? 0 : a_.cu_keys[s.index];
-    k_ = a_.k.data + s.head * a_.k.head + begin * a_.k.token;
-    v_ = a_.v.data + s.head * a_.v.head + begin * a_.v.token;
+    k_ = a_.k.data + s.head * a_.k.head;
+    v_ = a_.v.data + s.head * a_.v.head;
     table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
-    look_up();
+  }
+
+  // Dense keys begin where the sequences before end.
+  __device__ void find_rows(const Segment& s) {
+    if (a_.table) return;
+    const int64_t begin = a_.cu_keys[s.index];
+    k_ += begin * a_.k.token;
+    v_ += begin * a_.v.token;
   }
 
   __device__ int block_of(int unit, int n) const {

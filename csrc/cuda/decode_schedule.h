@@ -17,9 +17,38 @@
 
 namespace mainboard::cuda {
 
-// One sequence's lengths and what follows from them. `rows` is of a tile, `keys` of a unit.
-struct Sequence {
-  int first_query, queries, keys;
+// One sequence's lengths.
+struct Lengths {
+  int first_query = 0, queries = 0, keys = 0;
+
+  __device__ static Lengths read(const Decode& a, int index) {
+    return read(a, index, [](const int* p) { return *p; });
+  }
+  // Before the grid before has ended (decode_kernel.h), and to see whether it changed them: past
+  // the first level of the cache, which would have the same again.
+  __device__ static Lengths read_early(const Decode& a, int index) {
+    return read(a, index, [](const int* p) { return __ldcg(p); });
+  }
+  template <class Load>
+  __device__ static Lengths read(const Decode& a, int index, Load load) {
+    Lengths l;
+    l.first_query = load(a.cu_queries + index);
+    l.queries = load(a.cu_queries + index + 1) - l.first_query;
+    l.keys = a.used_keys ? load(a.used_keys + index)
+                         : load(a.cu_keys + index + 1) - load(a.cu_keys + index);
+    return l;
+  }
+  __device__ Lengths of_lane(int lane) const {
+    return {__shfl_sync(0xffffffffu, first_query, lane), __shfl_sync(0xffffffffu, queries, lane),
+            __shfl_sync(0xffffffffu, keys, lane)};
+  }
+  __device__ bool operator==(const Lengths& l) const {
+    return first_query == l.first_query && queries == l.queries && keys == l.keys;
+  }
+};
+
+// What follows from a sequence's lengths. `rows` is of a tile, `keys` of a unit.
+struct Sequence : Lengths {
   int first_block;    // the first block of keys that any query sees
   int units;          // of each tile, at least one
   int tiles_of_head;  // row tiles
@@ -27,13 +56,11 @@ struct Sequence {
   int positions;      // on the line, of each tile
 
   template <int rows, int unit_keys>
-  __device__ static Sequence read(const Decode& a, int index, bool clustered = false) {
+  __device__ static Sequence of(const Decode& a, const Lengths& lengths, bool clustered = false) {
     Sequence s;
-    s.first_query = a.cu_queries[index];
-    s.queries = a.cu_queries[index + 1] - s.first_query;
-    s.keys = a.used_keys ? a.used_keys[index] : a.cu_keys[index + 1] - a.cu_keys[index];
+    static_cast<Lengths&>(s) = lengths;
     s.first_block = max(0, s.keys - s.queries - a.left) / kBlockKeys;
-    s.units = max(1, ceil_div(s.keys - s.first_block * kBlockKeys, unit_keys));
+    s.units = max(1, ceil_div(max(0, s.keys - s.first_block * kBlockKeys), unit_keys));
     const int all_rows = s.queries * static_cast<int>(a.group.value);
     const bool own = all_rows > a.rows_above && all_rows <= a.rows_up_to;
     s.tiles_of_head = own ? ceil_div(all_rows, rows) : 0;
@@ -64,28 +91,53 @@ struct Segment : Pieces {
 template <int rows, int unit_keys>
 class Walker {
  public:
-  __device__ Walker(const Decode& a, int lane) : a_(a), clustered_(false) {
-    int mine = 0, tiles = 0, longest = 0;
+  __device__ explicit Walker(const Decode& a) : a_(a) {}
+  __device__ Walker& operator=(const Walker& w) {
+    own_ = w.own_;
+    clustered_ = w.clustered_;
+    line_ = w.line_;
+    index_ = w.index_;
+    tile_ = w.tile_;
+    position_ = w.position_;
+    sequence_ = w.sequence_;
+    return *this;
+  }
+
+  // Whether a warp holds the lengths of all sequences, so that it may plan before it may read them,
+  // and check them then.
+  __device__ bool may_plan_early() const { return a_.sequences <= kLanes; }
+  __device__ bool holds(int lane) const {
+    const Lengths now = lane < a_.sequences ? Lengths::read_early(a_, lane) : Lengths();
+    return __all_sync(0xffffffffu, now == own_);
+  }
+
+  // Finds the block's stretch. Whatever the lengths are, it comes to an end.
+  __device__ void plan(int lane) {
+    clustered_ = false;
+    own_ = Lengths();
+    int mine = 0, own_tiles = 0, longest = 0;
 #pragma unroll 1
-    for (int i = lane; i < a.sequences; i += kLanes) {
-      const Sequence s = read(i);
+    for (int i = lane; i < a_.sequences; i += kLanes) {
+      own_ = may_plan_early() ? Lengths::read_early(a_, i) : Lengths::read(a_, i);
+      const Sequence s = sequence_of(own_);
       mine += length(s);
-      tiles += s.tiles_of_head * a_.kv_heads;
+      own_tiles += s.tiles_of_head * a_.kv_heads;
       longest = max(longest, length(s) > 0 ? s.positions : 0);
     }
     int total = warp_sum(mine);
-    tiles = warp_sum(tiles);
+    const int tiles = warp_sum(own_tiles);
     longest = __reduce_max_sync(0xffffffffu, longest);
-    if (fits_clusters(total, tiles, longest)) {
+    line_.share_equally(walkers(), total);
+    if (fits_clusters(tiles, longest)) {
       clustered_ = true;
-      total = tiles << a.cluster;
+      total = tiles << a_.cluster;
       line_.share_alike(1);
-    } else {
+    } else if (tiles * longest == total && total > 0) {
       constexpr int kCheap = 2;  // positions
-      line_.share_out(walkers(), total, tiles * longest == total ? longest : 0, kCheap);
+      line_.end_with_tiles(longest, kCheap);
     }
     line_.begin(walkers(), total);
-    if (!done()) seek(lane);
+    if (!done()) seek(lane, clustered_ ? own_tiles << a_.cluster : mine);
   }
 
   __device__ bool done() const { return line_.done(); }
@@ -98,31 +150,33 @@ class Walker {
     Segment s;
     s.index = index_;
     s.sequence = sequence_;
-    const int from_start = line_.at() - start_, n = sequence_.positions;
-    const int tile = from_start / n, position = from_start - tile * n;
-    const int head = tile / sequence_.tiles_of_head;
-    s.head = head;
-    s.row = (tile - head * sequence_.tiles_of_head) * rows;
-    s.unit = min(sequence_.units, position * sequence_.piece_units);
-    s.unit_end = min(sequence_.units, (position + taken()) * sequence_.piece_units);
-    static_cast<Pieces&>(s) = pieces(line_.at() - position, position);
+    const int tiles = sequence_.tiles_of_head;
+    s.head = tiles == 1 ? tile_ : quotient(tile_, tiles);
+    s.row = (tile_ - s.head * tiles) * rows;
+    s.unit = min(sequence_.units, position_ * sequence_.piece_units);
+    s.unit_end = min(sequence_.units, (position_ + taken()) * sequence_.piece_units);
+    static_cast<Pieces&>(s) = pieces(line_.at() - position_);
     return s;
   }
 
   // Goes on to the next segment.
   __device__ void advance() {
-    line_.go_on(taken());
-    if (done()) return;
+    const int step = taken();
+    line_.go_on(step);
+    position_ += step;
+    if (position_ < sequence_.positions || done()) return;
+    position_ = 0;
+    ++tile_;
 #pragma unroll 1
-    while (line_.at() >= start_ + length(sequence_)) {
-      start_ += length(sequence_);
-      sequence_ = read(++index_);
+    while (tile_ >= sequence_.tiles_of_head * a_.kv_heads) {
+      tile_ = 0;
+      sequence_ = sequence_of(Lengths::read(a_, ++index_));
     }
   }
 
  private:
-  __device__ Sequence read(int index) const {
-    return Sequence::read<rows, unit_keys>(a_, index, clustered_);
+  __device__ Sequence sequence_of(const Lengths& lengths) const {
+    return Sequence::of<rows, unit_keys>(a_, lengths, clustered_);
   }
   // Positions of a sequence on the line.
   __device__ int length(const Sequence& s) const {
@@ -132,42 +186,47 @@ class Walker {
     return {static_cast<int>(gridDim.x), static_cast<int>(blockIdx.x)};
   }
 
-  __device__ bool fits_clusters(int total, int tiles, int longest) const {
-    return a_.cluster != 0 && clusters_pay(total, tiles, longest, walkers().count, a_.cluster);
+  __device__ bool fits_clusters(int tiles, int longest) const {
+    return a_.cluster != 0 && clusters_pay(tiles, line_.largest_share(), longest, walkers().count,
+                                           a_.cluster, a_.spread_units, a_.slot_rows);
   }
 
-  // Which piece of its tile a segment is, where the tile begins on the line at `tile_at`.
-  __device__ Pieces pieces(int tile_at, int position) const {
+  // Which piece of its tile the segment at hand is; the tile begins on the line at `tile_at`.
+  __device__ Pieces pieces(int tile_at) const {
     const int n = sequence_.positions;
     if (clustered_) {
       Pieces those;
       those.pieces = ceil_div(sequence_.units, sequence_.piece_units);
-      those.piece = position;
+      those.piece = position_;
       return those;
     }
-    return a_.fixed_pieces ? Pieces::fixed(tile_at, position, n)
+    return a_.fixed_pieces ? Pieces::fixed(tile_at, position_, n)
                            : line_.pieces(walkers(), tile_at, n);
   }
 
   // Positions that the segment at hand covers.
   __device__ int taken() const {
-    const int n = sequence_.positions;
-    return clustered_ || a_.fixed_pieces ? 1 : line_.left((line_.at() - start_) % n, n);
+    return clustered_ || a_.fixed_pieces ? 1 : line_.left(position_, sequence_.positions);
   }
 
-  // Finds the sequence that the stretch begins in.
-  __device__ void seek(int lane) {
-    const SequencePlace place =
-        find_sequence(line_.at(), a_.sequences, lane, [this](int i) { return length(read(i)); });
-    index_ = place.index;
-    start_ = place.start;
-    sequence_ = read(index_);
+  // Finds where the stretch begins. Of few sequences the lane knows its `own` one's length.
+  __device__ void seek(int lane, int own) {
+    const bool few = may_plan_early();
+    const SequencePlace place = find_sequence(line_.at(), a_.sequences, lane, [&](int i) {
+      return few ? own : length(sequence_of(Lengths::read(a_, i)));
+    });
+    index_ = min(place.index, a_.sequences - 1);
+    sequence_ = sequence_of(few ? own_.of_lane(index_) : Lengths::read(a_, index_));
+    const int from_start = line_.at() - place.start, n = sequence_.positions;
+    tile_ = from_start < n ? 0 : quotient(from_start, n);
+    position_ = from_start - tile_ * n;
   }
 
   const Decode& a_;
+  Lengths own_;  // of the lane's sequence, if there is at most one
   bool clustered_;
   Line line_;
-  int index_, start_;  // of the sequence at hand; where it begins on the line
+  int index_, tile_, position_;  // of the sequence, the tile in it, the position in that
   Sequence sequence_;
 };
 

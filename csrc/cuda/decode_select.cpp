@@ -4,7 +4,7 @@
 namespace mainboard::cuda {
 namespace {
 
-DecodeTable all_kernels() {
+DecodeTable list_kernels() {
   DecodeTable table;
 #define MAINBOARD_DECODE(name) add_decode_##name(&table);
 #include "decode_list.inc"
@@ -12,17 +12,33 @@ DecodeTable all_kernels() {
   return table;
 }
 
+const DecodeTable& kernels() {
+  static const DecodeTable table = list_kernels();
+  return table;
+}
+
+bool serves(const DecodeKernel& kernel, DType query, DType cache, int64_t head_dim) {
+  return kernel.query == query && kernel.cache == cache && kernel.head_dim == head_dim;
+}
+
 }  // namespace
 
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows) {
-  static const DecodeTable table = all_kernels();
   const DecodeKernel* best = nullptr;
-  for (const DecodeKernel& kernel : table) {
-    if (kernel.query != query || kernel.cache != cache || kernel.head_dim != head_dim) continue;
+  for (const DecodeKernel& kernel : kernels()) {
+    if (!serves(kernel, query, cache, head_dim) || kernel.heads != 1) continue;
     best = &kernel;  // in order of row_tiles
     if (kernel.row_tiles * kTileRows >= rows) break;
   }
   return best;
+}
+
+const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows) {
+  for (const DecodeKernel& kernel : kernels()) {
+    const bool fits = kernel.heads == 2 && kernel.heads * rows <= kTileRows;
+    if (fits && serves(kernel, query, cache, head_dim)) return &kernel;
+  }
+  return nullptr;
 }
 
 }  // namespace mainboard::cuda

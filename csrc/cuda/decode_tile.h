@@ -26,16 +26,23 @@ struct RowPair {
   int all_from, all_to;  // keys that every row of the warp sees
 };
 
-// A row of a tile as a token and a query head.
+// A row of a tile as a token, a query head and its key head. Of `heads` key heads side by side each
+// has an equal share of the 16 rows.
+template <int heads>
 struct RowPlace {
-  int token, head;
+  int query, token, head, kv_head;
   bool used;
 
   __device__ RowPlace(const Decode& a, const Segment& s, int row) {
-    const int query = a.group.divide(row), group = static_cast<int>(a.group.value);
+    constexpr int kRows = kTileRows / heads;
+    const int beside = heads == 1 ? 0 : row / kRows;
+    row -= beside * kRows;
+    const int group = static_cast<int>(a.group.value);
+    query = a.group.divide(row);
     used = row < s.sequence.queries * group;
     token = s.sequence.first_query + query;
-    head = s.head * group + row - query * group;
+    kv_head = s.head * heads + beside;
+    head = kv_head * group + row - query * group;
   }
 };
 
@@ -45,6 +52,7 @@ class Tile {
   using T = typename S::T;
   using KV = typename S::KV;
   using Matrix = typename S::Matrix;
+  using Place = RowPlace<S::heads>;
   static constexpr int kSteps = S::dim / 16;
 
   // `queries` is where the block's queries are, or would be if it shared them.
@@ -53,12 +61,30 @@ class Tile {
     query_row_ = shared_address(queries) + row * S::query_pitch + lane / 16 * 16;
   }
 
-  // Starts on a segment: reads the queries, unless they are shared, and what the rows may see.
-  __device__ void enter(const Decode& a, const Segment& s, int row_tile, int lane) {
+  // Prepares for a segment: what the rows may see, and where their queries are; reads nothing.
+  __device__ void place(const Decode& a, const Segment& s, int row_tile, int lane) {
     const int first = s.row + row_tile * kTileRows;
-    if constexpr (!S::shares_queries) read_queries(a, s, first, lane);
-    read_rows(a, s, first, lane);
-    scale_ = a.scale_log2 * (a.k_scale ? a.k_scale[s.head * a.k_scale_stride] : 1.0f);
+    place_rows(a, s, first, lane);
+    any_below_ = S::heads == 2 || RowPlace<1>(a, s, first + 8).used;
+  }
+
+  // Starts on it: reads the queries, unless they are shared, flags, slopes and scales.
+  __device__ void enter(const Decode& a, const Segment& s) {
+    if constexpr (!S::shares_queries) read_queries();
+    if (a.causal_flags && a.causal_flags[s.index]) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) rows_.end[i] = min(rows_.end[i], rows_.position[i] + 1);
+      rows_.all_to = min(rows_.all_to, top_ + 1);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      rows_.slope[i] = a.alibi_slopes && query_[i] ? -a.alibi_slopes[head_[i]] * kLog2E : 0.0f;
+    }
+#pragma unroll
+    for (int h = 0; h < S::heads; ++h) {
+      const int head = s.head * S::heads + h;
+      scale_[h] = a.scale_log2 * (a.k_scale ? a.k_scale[head * a.k_scale_stride] : 1.0f);
+    }
   }
 
   // All threads of the block copy its queries, between barriers.
@@ -66,7 +92,7 @@ class Tile {
     constexpr int kPairs = S::dim / 2;
     for (int i = thread; i < S::rows * kPairs; i += 32 * kWarps) {
       const int row = i / kPairs, pair = i % kPairs;
-      const RowPlace place(a, s, s.row + row);
+      const Place place(a, s, s.row + row);
       const T* from = static_cast<const T*>(a.q) + place.token * a.q_token + place.head * a.q_head;
       uint32_t x = place.used ? *reinterpret_cast<const uint32_t*>(from + 2 * pair) : 0;
       int to = pair;
@@ -97,55 +123,98 @@ class Tile {
   __device__ void attend(const Decode& a, const uint32_t (&k)[n], const uint32_t (&v)[n], int key,
                          int lane) {
     float s[n][2][4];
-    multiply_keys<n>(s, k);
+    if constexpr (S::heads == 1) {
+      multiply_keys<n>(s, k);
+    } else {
+      multiply_keys_of_both<n>(s, k);
+    }
     scale_and_mask<n>(a, s, key, lane);
     uint32_t weights[n][4];
     weigh<n>(s, weights);
-    add_values<n>(weights, v);
+    if constexpr (S::heads == 1) {
+      add_values<n>(weights, v);
+    } else {
+      add_values_of_both<n>(weights, v);
+    }
   }
 
   float maximum[2], total[2];  // of each row; the total is of this lane's columns only
   float sums[S::dim / 8][4];
 
  private:
-  __device__ void read_queries(const Decode& a, const Segment& s, int first, int lane) {
-    const T* q = static_cast<const T*>(a.q);
+  __device__ void read_queries() {
+    // With fp8 keys a lane's columns of a step are four in a row, for the queries too.
+    constexpr int kNext = S::fp8 ? 2 : 8;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const RowPlace place(a, s, first + lane / 4 + 8 * i);
-      const T* row = q + place.token * a.q_token + place.head * a.q_head;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) queries_[step][i] = queries_[step][2 + i] = 0;
+      // Often the last eight rows are nobody's; a short call waits for instructions, too.
+      if ((i == 1 && !any_below_) || query_[i] == nullptr) continue;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        // With fp8 keys a lane's columns of a step are four in a row, for the queries too.
-        const int column = step * 16 + lane % 4 * (S::fp8 ? 4 : 2), next = S::fp8 ? 2 : 8;
-        uint32_t low = 0, high = 0;
-        if (place.used) {
-          low = *reinterpret_cast<const uint32_t*>(row + column);
-          high = *reinterpret_cast<const uint32_t*>(row + column + next);
-        }
-        queries_[step][i] = S::fp8 ? halves_of<T>(low) : low;
-        queries_[step][2 + i] = S::fp8 ? halves_of<T>(high) : high;
+        const T* from = query_[i] + step * 16;
+        queries_[step][i] = *reinterpret_cast<const uint32_t*>(from);
+        queries_[step][2 + i] = *reinterpret_cast<const uint32_t*>(from + kNext);
+      }
+    }
+    if constexpr (S::fp8) {
+#pragma unroll
+      for (auto& step : queries_) {
+#pragma unroll
+        for (uint32_t& x : step) x = halves_of<T>(x);
       }
     }
   }
 
-  __device__ void read_rows(const Decode& a, const Segment& s, int first, int lane) {
+  __device__ void place_rows(const Decode& a, const Segment& s, int first, int lane) {
     const int last = s.sequence.queries * static_cast<int>(a.group.value) - 1;
     const int before = s.sequence.keys - s.sequence.queries;
-    const int right = a.causal_flags && a.causal_flags[s.index] ? 0 : a.right;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = first + lane / 4 + 8 * i;
-      const RowPlace place(a, s, row);
-      const int position = a.group.divide(row) + before;
+      const Place place(a, s, first + lane / 4 + 8 * i);
+      const int position = place.query + before;
       rows_.position[i] = position;
       rows_.first[i] = position - a.left;
-      rows_.end[i] = min(s.sequence.keys, position + right + 1);
-      rows_.slope[i] = a.alibi_slopes && place.used ? -a.alibi_slopes[place.head] * kLog2E : 0.0f;
+      rows_.end[i] = min(s.sequence.keys, position + a.right + 1);
+      head_[i] = place.head;
+      query_[i] = place.used ? static_cast<const T*>(a.q) + place.token * a.q_token +
+                                   place.head * a.q_head + lane % 4 * (S::fp8 ? 4 : 2)
+                             : nullptr;
     }
     const int top = a.group.divide(first), bottom = a.group.divide(min(first + 15, last));
     rows_.all_from = before + bottom - a.left;
-    rows_.all_to = min(s.sequence.keys, before + top + right + 1);
+    rows_.all_to = min(s.sequence.keys, before + top + a.right + 1);
+    top_ = before + top;
+  }
+
+  // Of two key heads the first has the scores of rows 0 to 7, the second those of rows 8 to 15.
+  template <int n>
+  __device__ void multiply_keys_of_both(float (&s)[n][2][4], const uint32_t (&k)[n]) {
+    float each[2 * n][2][4];
+    uint32_t keys[2 * n];
+#pragma unroll
+    for (int i = 0; i < 2 * n; ++i) keys[i] = k[i / 2] + i % 2 * S::head_bytes;
+    multiply_keys<2 * n>(each, keys);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] = each[2 * i + j % 4 / 2][j / 4][j % 4];
+    }
+  }
+
+  // A head's values have no weight in the other's rows: one set of sums serves both. (What is not
+  // finite in a head's values therefore shows in its neighbour's result too.)
+  template <int n>
+  __device__ void add_values_of_both(const uint32_t (&weights)[n][4], const uint32_t (&v)[n]) {
+    uint32_t own[2 * n][4], values[2 * n];
+#pragma unroll
+    for (int i = 0; i < 2 * n; ++i) {
+      values[i] = v[i / 2] + i % 2 * S::head_bytes;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) own[i][j] = j % 2 == i % 2 ? weights[i / 2][j] : 0;
+    }
+    add_values<2 * n>(own, values);
   }
 
   template <int n>
@@ -200,6 +269,9 @@ class Tile {
     }
   }
 
+  // Of a lane's row `r`.
+  __device__ float scale_of(int r) const { return scale_[S::heads == 1 ? 0 : r]; }
+
   template <int n>
   __device__ void scale_and_mask(const Decode& a, float (&s)[n][2][4], int key, int lane) {
     const bool plain = a.softcap == 0.0f && a.alibi_slopes == nullptr;
@@ -208,13 +280,15 @@ class Tile {
 #pragma unroll
       for (int i = 0; i < n; ++i) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] *= scale_;
+        for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] *= scale_of(j % 4 / 2);
       }
       return;
     }
     const float cap = a.softcap, cap_log2 = a.softcap * kLog2E;
     // tanh(x) = 1 - 2 / (exp(2 x) + 1), here of x = score / cap; scale_ has a log2(e) too many.
-    const float inside = cap > 0.0f ? 2.0f * scale_ / cap : 0.0f;
+    float inside[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) inside[r] = cap > 0.0f ? 2.0f * scale_of(r) / cap : 0.0f;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
 #pragma unroll
@@ -223,9 +297,9 @@ class Tile {
         const int r = j % 4 / 2;
         const int at = key + i * kBlockKeys + j / 4 * 8 + lane % 4 * 2 + j % 2;
         if (cap > 0.0f) {
-          x = cap_log2 * (1.0f - 2.0f * reciprocal_approx(exp2_approx(x * inside) + 1.0f));
+          x = cap_log2 * (1.0f - 2.0f * reciprocal_approx(exp2_approx(x * inside[r]) + 1.0f));
         } else {
-          x *= scale_;
+          x *= scale_of(r);
         }
         x += rows_.slope[r] * static_cast<float>(abs(rows_.position[r] - at));
         if (at < rows_.first[r] || at >= rows_.end[r]) x = -INFINITY;
@@ -322,10 +396,13 @@ class Tile {
   }
 
   uint32_t queries_[S::shares_queries ? 1 : kSteps][4];
+  const T* query_[2];  // of the lane's rows; null: nobody's
+  int head_[2], top_;  // `top_`: the first row's position
+  bool any_below_;
   char* const shared_queries_;
   uint32_t query_row_;
   RowPair rows_;
-  float scale_;
+  float scale_[S::heads];
 };
 
 }  // namespace mainboard::cuda

@@ -7,7 +7,12 @@
 
 namespace mainboard::cuda {
 
-__device__ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Of numbers that are not negative. A division takes about 80 cycles, and all that there are before
+// a call's first copies it waits for: hence whatever below avoids one.
+__device__ inline int quotient(int a, int b) {
+  return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+}
+__device__ inline int ceil_div(int a, int b) { return quotient(a + b - 1, b); }
 
 __device__ inline int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
 
@@ -49,18 +54,26 @@ class Line {
   // (else 0), shares end where tiles do if each is longer by less than `cheap` then: a tile that is
   // cut costs more.
   __device__ void share_out(Walkers walkers, int total, int even, int cheap, int least = 0) {
-    share_ = total / walkers.count;
-    larger_ = total - share_ * walkers.count;
+    share_equally(walkers, total);
     if (share_ < least) share_alike(least);
-    if (even == 0) return;
-    const int needed = share_ + (larger_ > 0);
-    const int whole =
-        needed >= even ? ceil_div(needed, even) * even : ceil_div(even, even / needed);
-    if (whole - share_ < cheap && even % min(whole, even) == 0) share_alike(whole);
+    if (even > 0) end_with_tiles(even, cheap);
   }
+  __device__ void share_equally(Walkers walkers, int total) {
+    share_ = quotient(total, walkers.count);
+    larger_ = total - share_ * walkers.count;
+  }
+  __device__ void end_with_tiles(int even, int cheap) {
+    const int needed = largest_share();
+    const bool several = needed >= even;  // tiles to a share
+    const int shares = several ? 1 : quotient(even, needed);
+    const int whole = several ? ceil_div(needed, even) * even : ceil_div(even, shares);
+    if (whole - share_ >= cheap) return;
+    if (several || whole * shares == even || even % whole == 0) share_alike(whole);
+  }
+  __device__ int largest_share() const { return share_ + (larger_ > 0); }
   // Goes to the walker's own share of `total` positions.
   __device__ void begin(Walkers walkers, int total) {
-    at_ = min(total, walkers.own * share_ + min(walkers.own, larger_));
+    at_ = min(total, start_of(walkers));
     end_ = min(total, at_ + share_ + (walkers.own < larger_));
   }
 
@@ -72,17 +85,23 @@ class Line {
 
   // The walker's piece of a tile of `n` positions that begins at `tile_at`.
   __device__ Pieces pieces(Walkers walkers, int tile_at, int n) const {
-    const int first = walker_at(tile_at);
-    return {walker_at(tile_at + n - 1) - first + 1, walkers.own - first, walkers.count + first,
-            first + 1, 2 * walkers.count + first};  // counters lie behind those of the slots
+    const int first = walker_at(walkers, tile_at);
+    return {walker_at(walkers, tile_at + n - 1) - first + 1, walkers.own - first,
+            walkers.count + first, first + 1,
+            2 * walkers.count + first};  // counters lie behind those of the slots
   }
 
  private:
   // The walker whose stretch has a position.
-  __device__ int walker_at(int position) const {
+  __device__ int walker_at(Walkers walkers, int position) const {
+    if (position >= start_of(walkers) && position < end_) return walkers.own;
     const int of_larger = larger_ * (share_ + 1);
-    return position < of_larger ? position / (share_ + 1)
-                                : larger_ + (position - of_larger) / share_;
+    const bool larger = position < of_larger;
+    return (larger ? 0 : larger_) +
+           quotient(larger ? position : position - of_larger, share_ + larger);
+  }
+  __device__ int start_of(Walkers walkers) const {
+    return walkers.own * share_ + min(walkers.own, larger_);
   }
 
   int share_, larger_;  // positions of a walker; the first `larger_` have one more
@@ -100,7 +119,7 @@ template <class Length>
 __device__ SequencePlace find_sequence(int at, int sequences, int lane, Length length) {
   SequencePlace place = {0, 0};
 #pragma unroll 1
-  for (;; place.index += kLanes) {
+  for (; place.index < sequences; place.index += kLanes) {
     const int i = place.index + lane;
     const int here = i < sequences ? length(i) : 0;
     const int sum = inclusive_sum(here, lane);
@@ -113,6 +132,7 @@ __device__ SequencePlace find_sequence(int at, int sequences, int lane, Length l
     }
     place.start += __shfl_sync(0xffffffffu, sum, kLanes - 1);
   }
+  return place;  // the lengths were not what the position came from
 }
 
 }  // namespace mainboard::cuda

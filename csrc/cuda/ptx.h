@@ -29,6 +29,16 @@ __device__ inline void let_next_grid_start() {
 // Orders what this thread wrote, or knows to be written, before what it does next, for all
 // multiprocessors.
 __device__ inline void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// Counts one more, between what this thread wrote or knows to be written before and what it does
+// next; returns what the count was.
+__device__ inline int add_one_in_order(int* counter) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
 
 // --- Asynchronous copies of 16 bytes to shared memory, in groups ---
 

@@ -4,7 +4,6 @@
 
 #include <map>
 #include <mutex>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -84,11 +83,13 @@ void allow_shared_memory(const void* kernel, int bytes, int device) {
   constexpr int kAlwaysAllowed = 48 << 10;
   if (bytes <= kAlwaysAllowed) return;
   static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
+  static std::map<std::pair<const void*, int>, int> allowed;
   std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel, device}).second) return;
+  int& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "cudaFuncSetAttribute");
+  most = bytes;
 }
 
 OnDevice::OnDevice(const Tensor& tensor) {

@@ -76,13 +76,14 @@ class Decode(Batch):
     group: int
     left: int = UNBOUNDED
     cluster: int = 0  # log2
+    spread_units: int = 0  # of a block that has a multiprocessor to itself
     above: int = 0  # sequences with no more rows, and
     up_to: int = UNBOUNDED  # with more than these, are another launch's
 
     def __str__(self) -> str:
         return self.words(
             self.grid, self.kv_heads, self.group, self.left, int(self.fixed), self.cluster,
-            self.above, self.up_to,
+            self.spread_units, self.above, self.up_to,
         )  # fmt: skip
 
     def units(self, index: int) -> int:
@@ -115,7 +116,7 @@ class Decode(Batch):
         fixed = r.random() < 0.4
         cluster = 0 if fixed else r.choice([0, 1, 2, 3])
         grid = grid >> cluster << cluster or 1 << cluster
-        return cls(lengths, fixed, grid, heads, group, left, cluster)
+        return cls(lengths, fixed, grid, heads, group, left, cluster, r.choice([0, 8]))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ inline Index gridDim, blockIdx;
 inline uint32_t __umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+inline bool __all_sync(unsigned, bool x) { return x; }
 inline int __reduce_add_sync(unsigned, int x) { return x; }
 inline int __reduce_max_sync(unsigned, int x) { return x; }
 inline int __shfl_sync(unsigned, int x, int) { return x; }

@@ -1,5 +1,5 @@
 // Prints what every block of a grid would do: reads batches from the standard input.
-//   decode grid kv_heads group left fixed cluster rows_above rows_up_to lengths
+//   decode grid kv_heads group left fixed cluster spread_units rows_above rows_up_to lengths
 //   latent grid abreast heads fixed cluster pairs lengths
 // where lengths are: sequences (queries keys)...
 // A line for each segment, then one that says "end".
@@ -15,7 +15,7 @@ using namespace mainboard::cuda;
 
 namespace {
 
-struct Lengths {
+struct Batch {
   std::vector<int> cu_queries = {0}, keys;
 
   template <class Call>
@@ -48,11 +48,13 @@ void print_decode() {
   Decode a = {};
   std::cin >> gridDim.x >> a.kv_heads;
   a.group = read_divisor();
-  std::cin >> a.left >> a.fixed_pieces >> a.cluster >> a.rows_above >> a.rows_up_to;
-  Lengths lengths;
-  lengths.read(&a);
+  std::cin >> a.left >> a.fixed_pieces >> a.cluster >> a.spread_units >> a.rows_above >>
+      a.rows_up_to;
+  Batch batch;
+  batch.read(&a);
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    for (Walker<16, 64> walk(a, 0); !walk.done(); walk.advance()) {
+    Walker<16, 64> walk(a);
+    for (walk.plan(0); !walk.done(); walk.advance()) {
       const Segment s = walk.segment();
       print(s, s.index, s.head, s.row, s.unit, s.unit_end, walk.clustered() ? -1 : s.slot(s.piece),
             walk.clustered() ? -1 : s.counter);
@@ -67,8 +69,8 @@ void print_latent() {
   a.heads = read_divisor();
   std::cin >> a.fixed_pieces >> cluster >> a.pairs;
   walk_together(abreast, cluster, static_cast<int>(gridDim.x), &a);
-  Lengths lengths;
-  lengths.read(&a);
+  Batch batch;
+  batch.read(&a);
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
     LatentWalker<64> walk(a, 0);
     for (LatentSegment s = walk.next(); s.sharers > 0; s = walk.next()) {
