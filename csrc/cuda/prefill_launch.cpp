@@ -19,6 +19,12 @@ PrefillTable all_kernels() {
   return table;
 }
 
+Scores scores(const AttentionCall& call) {
+  const bool capped = call.softcap > 0.0;
+  if (!(call.scale > 0.0) || (capped && call.slopes)) return Scores::other;
+  return capped ? Scores::capped : call.slopes ? Scores::sloped : Scores::scaled;
+}
+
 int64_t value_dim(const AttentionCall& call) { return call.v.size(call.v.dim() - 1); }
 
 const PrefillKernel* find(const AttentionCall& call) {
@@ -69,6 +75,7 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.left = side(call.left);
   a.right = side(call.right);
   a.causal_flags = call.causal_flags ? call.causal_flags->data<const bool>() : nullptr;
+  a.scores = scores(call);
   a.softcap = static_cast<float>(call.softcap);
   a.alibi_slopes = call.slopes ? call.slopes->data<const float>() : nullptr;
   a.sinks = call.sinks ? call.sinks->data<const float>() : nullptr;
