@@ -38,6 +38,9 @@ struct Prefill {
   const bool* causal_flags;  // sequences whose `right` is 0 instead; may be null
   Scores scores;
   float softcap;
+  // What squares of scores may be at most for `capped`, and the factors of the polynomial of a
+  // score that it takes for the capped one in base-2 units, of degrees 1, 3, 5 and 7.
+  float cap_reach, cap[4];
   const float *alibi_slopes, *sinks;
   int skip_rows;  // sequences of no more rows than this are another kernel's
   int* counters;  // two zeros, left as zeros: tiles taken, blocks of the grid that have ended

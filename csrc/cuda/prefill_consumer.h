@@ -1,6 +1,7 @@
 // The warpgroups of a prefill kernel that compute.
 #pragma once
 
+#include "csrc/cuda/prefill_output.h"
 #include "csrc/cuda/prefill_shape.h"
 #include "csrc/cuda/prefill_transform.h"
 
@@ -10,10 +11,10 @@ template <int n>
 using Columns = std::integral_constant<int, n>;
 
 // What a warp knows of its rows of a tile: the keys that they all see, and what becomes of scores.
-template <bool transforms>
+template <class S>
 struct Common {
   int first, last;
-  Transform<transforms> transform;
+  Transform<S::transforms, S::fp8> transform;
 };
 
 template <class S>
@@ -21,7 +22,7 @@ class Consumer {
  public:
   using T = typename S::T;
   using Control = typename S::Control;
-  using Common = mainboard::cuda::Common<S::transforms>;
+  using Common = mainboard::cuda::Common<S>;
 
   __device__ Consumer(const Prefill& a, uint32_t shared, Control* control)
       : a_(a),
@@ -85,9 +86,10 @@ class Consumer {
 
   // All blocks of a tile, and the next one's first scores.
   __device__ void walk(const Tile& t, Softmax<T>& softmax) {
-    const float scale = a_.scale * scale_of(a_.k_scale, a_.k_scale_stride, t);
-    const Common all{Sight(a_, t, warp_row_ + 15).first, Sight(a_, t, warp_row_).last,
-                     Transform<S::transforms>(a_, t, warp_row_, lane_, scale)};
+    const float key_scale = scale_of(a_.k_scale, a_.k_scale_stride, t);
+    const Common all{Sight(a_, t, warp_row_ + 15).first,
+                     Sight(a_, t, warp_row_).last,
+                     {a_, t, warp_row_, lane_, key_scale}};
     const int begin = t.begin, blocks = t.blocks, rest = t.end - begin - (blocks - 1) * S::keys;
     int key = begin + (blocks - 1) * S::keys - (S::keys - rest);  // of the block at hand
     first_block(t, softmax, all, max(key, begin));
@@ -265,25 +267,30 @@ class Consumer {
     commit_products();
   }
 
-  // Leaves of n scores from `key` on what the rows see.
+  // Leaves of n scores from `key` on what the rows see, unless that is done later.
   template <int n>
   __device__ void see(const Tile& t, const Common& all, int key) {
-    in_reach_ = false;
+    if constexpr (S::transforms) {
+      if (!all.transform.keeps_infinity()) return;
+    }
+    take_unseen<n>(t, all, key);
+  }
+  template <int n>
+  __device__ void take_unseen(const Tile& t, const Common& all, int key) {
     if (all_seen<n>(all, key)) return;
-    if constexpr (S::transforms) in_reach_ = all.transform.template in_reach<n>(scores_);
-    mask<n>(scores_, a_, t, warp_row_ + lane_ / 4, own_key(key));
+    mask<n>(scores_, a_, t, warp_row_ + lane_ / 4, key + 2 * (lane_ % 4));
   }
   template <int n>
   __device__ static bool all_seen(const Common& all, int key) {
     return key + n - 1 <= all.last && key >= all.first;
   }
-  __device__ int own_key(int key) const { return key + 2 * (lane_ % 4); }
 
   template <int n, int m>
   __device__ bool try_weigh(Softmax<T>& softmax, const Common& all, int key,
                             uint32_t (&weights)[m]) const {
     if constexpr (S::transforms) {
-      return all.transform.template try_weigh<n>(softmax, scores_, weights, key, in_reach_);
+      return all.transform.template try_weigh<n>(softmax, scores_, weights, key,
+                                                 all_seen<n>(all, key));
     } else {
       return softmax.template try_weigh<n>(
           scores_, weights, [&](int, float base) { return Scaled{all.transform.scale, base}; },
@@ -294,11 +301,8 @@ class Consumer {
   __device__ void weigh(const Tile& t, Softmax<T>& softmax, const Common& all, int key,
                         uint32_t (&weights)[m], float (&shrink)[2]) {
     if constexpr (S::transforms) {
-      all.transform.template apply<n>(scores_, key, in_reach_);
-      // Again, because a score that was taken away may have been made finite.
-      if (!all_seen<n>(all, key)) {
-        mask<n>(scores_, a_, t, warp_row_ + lane_ / 4, own_key(key));
-      }
+      all.transform.template apply<n>(scores_, key);
+      take_unseen<n>(t, all, key);
       softmax.template weigh<n>(scores_, weights, shrink, 1.0f);
     } else {
       softmax.template weigh<n>(scores_, weights, shrink, all.transform.scale);
@@ -327,47 +331,7 @@ class Consumer {
 
   __device__ void finish(const Tile& t, const Softmax<T>& softmax) const {
     const float v_scale = scale_of(a_.v_scale, a_.v_scale_stride, t);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const RowPlace place(a_, t, warp_row_ + lane_ / 4 + 8 * r);
-      const bool inside = place.token < t.queries;
-      const float sink = a_.sinks && inside ? a_.sinks[place.head] : kMinusInfinity;
-      float lse;
-      const float factor = softmax.finish(r, sink, &lse) * v_scale;
-      const int64_t token = t.first_query + place.token;
-      if (a_.lse && inside && lane_ % 4 == 0) a_.lse[place.head * a_.lse_head + token] = lse;
-      T* out = static_cast<T*>(a_.out) + token * a_.out_token + place.head * a_.out_head;
-#pragma unroll
-      for (int column = 0; column < S::value_dim; column += 32) {
-        const uint4 eight = transposed(column / 2 + 2 * r, factor);
-        const int own = column + 8 * (lane_ % 4);
-        if (inside && own < a_.value_dim) *reinterpret_cast<uint4*>(out + own) = eight;
-      }
-    }
-  }
-
-  // Of 32 columns, four neighbouring lanes have every fourth pair: each gets eight in a row.
-  __device__ uint4 transposed(int at, float factor) const {
-    uint32_t w[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      w[j] = pack_output(sums_[at + 4 * j] * factor, sums_[at + 4 * j + 1] * factor);
-    }
-    const bool odd = lane_ % 2 != 0, high = lane_ % 4 > 1;
-    exchange(1, odd, w[0], w[1]);
-    exchange(1, odd, w[2], w[3]);
-    exchange(2, high, w[0], w[2]);
-    exchange(2, high, w[1], w[3]);
-    return {w[0], w[1], w[2], w[3]};
-  }
-  __device__ uint32_t pack_output(float low, float high) const {
-    return S::fp8 && a_.bf16 ? pack<__nv_bfloat16>(low, high) : pack<T>(low, high);
-  }
-  // Swaps the lower lane's second word for the upper lane's first.
-  __device__ static void exchange(int distance, bool upper, uint32_t& first, uint32_t& second) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? first : second, distance);
-    first = upper ? other : first;
-    second = upper ? second : other;
+    write_out<S>(a_, t, softmax, sums_, v_scale, warp_row_ + lane_ / 4);
   }
 
   const Prefill& a_;
@@ -375,7 +339,6 @@ class Consumer {
   Control* control_;
   int lane_, group_, warp_row_;
   int count_ = 0, tiles_ = 0;  // blocks of keys and tiles before those at hand
-  bool in_reach_ = false;      // of the block's scores: known of all before they were masked
   float scores_[S::keys / 2], sums_[S::value_dim / 2];
   uint32_t weights_[S::keys / 4], other_weights_[S::doubled ? S::keys / 4 : 1];
 };

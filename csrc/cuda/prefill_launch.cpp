@@ -1,6 +1,7 @@
 #include "csrc/cuda/prefill_launch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "csrc/common/arguments.h"
@@ -19,18 +20,34 @@ PrefillTable all_kernels() {
   return table;
 }
 
-Scores scores(const AttentionCall& call) {
-  const bool capped = call.softcap > 0.0;
-  if (!(call.scale > 0.0) || (capped && call.slopes)) return Scores::other;
-  return capped ? Scores::capped : call.slopes ? Scores::sloped : Scores::scaled;
-}
-
 int64_t value_dim(const AttentionCall& call) { return call.v.size(call.v.dim() - 1); }
 
 const PrefillKernel* find(const AttentionCall& call) {
   // The others take the largest score before they scale, which must not turn it round.
   const bool transforms = call.softcap > 0.0 || call.slopes || !(call.scale > 0.0);
   return find_prefill(call.q.dtype(), call.k.dtype(), call.q.size(2), value_dim(call), transforms);
+}
+
+// Chooses what is done to scores, and prepares it.
+//
+// tanh(x) is within 1.2e-6 of a polynomial for |x| up to kReach, whose factors have the least
+// maximum error (found by Lawson's algorithm); they are brought from x to a score.
+void choose_scores(const AttentionCall& call, Prefill* a) {
+  constexpr double kReach = 0.65, kLog2E = 1.4426950408889634;
+  constexpr double kTanh[] = {0.9999839351576997, -0.3328069120325832, 0.1286155842992576,
+                              -0.03767223049937508};
+  a->softcap = static_cast<float>(call.softcap);
+  a->scores = call.slopes ? Scores::sloped : Scores::scaled;
+  if (call.softcap > 0.0) {
+    const double unit = call.scale / call.softcap;
+    a->cap_reach = static_cast<float>(kReach / unit * (kReach / unit));
+    for (int i = 0; i < 4; ++i) {
+      a->cap[i] = static_cast<float>(kTanh[i] * call.softcap * kLog2E * std::pow(unit, 2 * i + 1));
+    }
+    const bool precise = std::isnormal(a->cap[3]) && std::isfinite(a->cap_reach);
+    a->scores = call.slopes || !precise ? Scores::other : Scores::capped;
+  }
+  if (!(call.scale > 0.0)) a->scores = Scores::other;
 }
 
 // How many heads of one key head lie side by side in a tile: all, or one.
@@ -75,8 +92,7 @@ Prefill describe(const AttentionCall& call, const PrefillKernel& kernel) {
   a.left = side(call.left);
   a.right = side(call.right);
   a.causal_flags = call.causal_flags ? call.causal_flags->data<const bool>() : nullptr;
-  a.scores = scores(call);
-  a.softcap = static_cast<float>(call.softcap);
+  choose_scores(call, &a);
   a.alibi_slopes = call.slopes ? call.slopes->data<const float>() : nullptr;
   a.sinks = call.sinks ? call.sinks->data<const float>() : nullptr;
   return a;

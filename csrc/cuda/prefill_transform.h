@@ -2,15 +2,12 @@
 //
 // Most blocks are done in the pass that makes weights, by few instructions a score: a cap is a
 // polynomial where scores are well below it, and a distance needs no absolute value where all keys
-// are on one side of all rows. Other blocks are transformed in place, by what is right everywhere.
+// are before all rows. Other blocks are transformed in place, by what is right everywhere.
 #pragma once
 
 #include "csrc/cuda/prefill_softmax.h"
 
 namespace mainboard::cuda {
-
-// How far from zero `Capped` is right.
-inline constexpr float kCappedReach = 0.8f;
 
 // The terms of a row that all keys are before.
 struct Sloped {
@@ -20,37 +17,38 @@ struct Sloped {
   }
 };
 
-// Terms of capped scores, as an odd polynomial of the score. Its last factor is positive, which
-// keeps -inf what it is.
+// Terms of capped scores, whose squares' largest is in `most`: squares compare as their bits do,
+// for which there is an instruction that takes three.
+template <bool scaled_keys>
 struct Capped {
-  const float (&factors)[5];
-  float base;
-  float& most;
+  const Prefill& a;
+  float key_scale, base;
+  int& most;
   __device__ float operator()(float x, int) const {
-    most = fmaxf(most, fabsf(x));
+    if constexpr (scaled_keys) x *= key_scale;
     const float u = x * x;
-    float p = factors[4];
-#pragma unroll
-    for (int k = 3; k >= 0; --k) p = fmaf(p, u, factors[k]);
+    most = max(most, __float_as_int(u));
+    const float p = fmaf(fmaf(fmaf(a.cap[3], u, a.cap[2]), u, a.cap[1]), u, a.cap[0]);
     return fmaf(x, p, -base);
   }
 };
 
 // What is done to the scores of a tile. Without `any` they are only scaled, by what is positive.
-template <bool any>
+template <bool any, bool scaled_keys>
 struct Transform {
   float scale;  // to base-2 units
-  __device__ Transform(const Prefill&, const Tile&, int, int, float scale_)
-      : scale(scale_ * kLog2E) {}
+  __device__ Transform(const Prefill& a, const Tile&, int, int, float) : scale(a.scale * kLog2E) {}
 };
 
-template <>
-class Transform<true> {
+template <bool scaled_keys>
+class Transform<true, scaled_keys> {
  public:
   // For the rows `row` + `lane` / 4 and 8 more, of 16 that the warp has.
-  __device__ Transform(const Prefill& a, const Tile& t, int row, int lane, float scale)
-      : a_(a), how_(scale > 0.0f ? a.scores : Scores::other), scale_(scale * kLog2E) {
-    if (a.softcap > 0.0f) cap_by_polynomial(scale / a.softcap);
+  __device__ Transform(const Prefill& a, const Tile& t, int row, int lane, float key_scale)
+      : a_(a),
+        key_scale_(key_scale),
+        scale_(a.scale * key_scale * kLog2E),
+        how_(key_scale > 0.0f ? a.scores : Scores::other) {
     if (a.alibi_slopes == nullptr) return;
     right_ = t.right;
     const int shift = t.keys - t.queries;
@@ -63,21 +61,16 @@ class Transform<true> {
     }
   }
 
-  // Whether `try_weigh` may take scores as they are, before any is taken away by a mask.
-  template <int used, int n>
-  __device__ bool in_reach(const float (&s)[n]) const {
-    if (how_ != Scores::capped) return true;
-    float most = 0.0f;
-#pragma unroll
-    for (int i = 0; i < used / 2; ++i) most = fmaxf(most, fabsf(s[i]));
-    return __all_sync(0xffffffffu, most <= reach_);
+  // Whether what a mask takes away, as -inf, stays so.
+  __device__ bool keeps_infinity() const {
+    return how_ == Scores::scaled || how_ == Scores::sloped;
   }
 
-  // Weights of the scores of `used` keys from `key` on, if the base that there is allows it. Scores
-  // stay. With `checked` they are known to be in reach.
+  // Weights of the scores of `used` keys from `key` on, if the base that there is allows it, and if
+  // this way is right for all of them. Scores stay.
   template <int used, class T, int n, int m>
   __device__ bool try_weigh(Softmax<T>& softmax, const float (&s)[n], uint32_t (&weights)[m],
-                            int key, bool checked) const {
+                            int key, bool all_seen) const {
     if (how_ == Scores::scaled) {
       return softmax.template try_weigh<used>(
           s, weights, [&](int, float base) { return Scaled{scale_, base}; }, [] { return true; });
@@ -93,28 +86,33 @@ class Transform<true> {
           },
           [] { return true; });
     }
-    if (how_ == Scores::other) return false;
-    float most = 0.0f;
+    if (how_ == Scores::other || !all_seen) return false;
+    int most = 0;
     return softmax.template try_weigh<used>(
-        s, weights, [&](int, float base) { return Capped{factors_, base, most}; },
-        [&] { return checked || most <= reach_; });
+        s, weights,
+        [&](int, float base) { return Capped<scaled_keys>{a_, key_scale_, base, most}; },
+        [&] { return in_reach(most); });
   }
 
-  // Transforms scores in place, to base-2 units; with `checked` they are in reach, but for -inf.
+  // Transforms scores in place, to base-2 units.
   template <int used, int n>
-  __device__ void apply(float (&s)[n], int key, bool checked) const {
-    if (how_ == Scores::capped && (checked || in_reach<used>(s))) {
-      float most = 0.0f;
-      const Capped cap{factors_, 0.0f, most};
+  __device__ void apply(float (&s)[n], int key) const {
+    if constexpr (scaled_keys) {
+#pragma unroll
+      for (int i = 0; i < used / 2; ++i) s[i] *= key_scale_;
+    }
+    if (how_ == Scores::capped && all_in_reach<used>(s)) {
+      int most = 0;
+      const Capped<false> cap{a_, 1.0f, 0.0f, most};
 #pragma unroll
       for (int i = 0; i < used / 2; ++i) s[i] = cap(s[i], i);
     } else if (a_.softcap > 0.0f) {
-      const float cap = a_.softcap * kLog2E, unit = kCappedReach / reach_;
+      const float cap = a_.softcap * kLog2E, unit = a_.scale / a_.softcap;
 #pragma unroll
       for (int i = 0; i < used / 2; ++i) s[i] = cap * tanh_of(s[i] * unit);
     } else {
 #pragma unroll
-      for (int i = 0; i < used / 2; ++i) s[i] *= scale_;
+      for (int i = 0; i < used / 2; ++i) s[i] *= a_.scale * kLog2E;
     }
     if (a_.alibi_slopes == nullptr) return;
     const float distance[2] = {static_cast<float>(place_[0] - key),
@@ -127,26 +125,20 @@ class Transform<true> {
   }
 
  private:
-  // tanh(x) within 4e-7 for |x| up to kCappedReach, by the polynomial of least maximum error (found
-  // by Lawson's algorithm), of x = unit * score and times the cap. A unit whose powers are too
-  // small for a float is done the other way.
-  __device__ void cap_by_polynomial(float unit) {
-    const float cap = a_.softcap * kLog2E, square = unit * unit;
-    reach_ = kCappedReach / unit;
-    if (unit < 1e-4f && how_ == Scores::capped) how_ = Scores::other;
-    float power = cap * unit;
-    factors_[0] = 0.999995135f * power;
-    factors_[1] = -0.333174266f * (power *= square);
-    factors_[2] = 0.131862193f * (power *= square);
-    factors_[3] = -0.0482613073f * (power *= square);
-    factors_[4] = 0.0114646489f * (power *= square);
+  __device__ bool in_reach(int most) const { return __int_as_float(most) <= a_.cap_reach; }
+  template <int used, int n>
+  __device__ bool all_in_reach(const float (&s)[n]) const {
+    int most = 0;
+#pragma unroll
+    for (int i = 0; i < used / 2; ++i) most = max(most, __float_as_int(s[i] * s[i]));
+    return __all_sync(0xffffffffu, in_reach(most));
   }
 
   const Prefill& a_;
+  float key_scale_, scale_;
   Scores how_;
-  float scale_, reach_ = 0.0f;  // reach_: the largest score that the factors are right for
-  float factors_[5];
-  int right_, first_ = 0;  // of the window; the place among the keys of the warp's first row
+  int right_ = 0;  // of the window
+  int first_ = 0;  // the place among the keys of the warp's first row
   float slope_[2];
   int place_[2];  // of this thread's rows, before its first column
 };
