@@ -331,7 +331,7 @@ class Consumer {
 
   __device__ void finish(const Tile& t, const Softmax<T>& softmax) const {
     const float v_scale = scale_of(a_.v_scale, a_.v_scale_stride, t);
-    write_out<S>(a_, t, softmax, sums_, v_scale, warp_row_ + lane_ / 4);
+    write_out<S>(a_, t, softmax, sums_, v_scale, lane_, warp_row_);
   }
 
   const Prefill& a_;

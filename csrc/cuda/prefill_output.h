@@ -21,8 +21,7 @@ __device__ inline uint32_t pack_output(const Prefill& a, float low, float high) 
 // Of 32 columns, four neighbouring lanes have every fourth pair: each gets eight in a row.
 template <class S>
 __device__ inline uint4 transposed(const Prefill& a, const float (&sums)[S::value_dim / 2], int at,
-                                   float factor) {
-  const int lane = threadIdx.x % 32;
+                                   float factor, int lane) {
   uint32_t w[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -36,16 +35,16 @@ __device__ inline uint4 transposed(const Prefill& a, const float (&sums)[S::valu
   return {w[0], w[1], w[2], w[3]};
 }
 
-// Writes this thread's part of rows `row` and 8 more of the tile, and their log-sum-exp.
+// Writes this thread's part of the warp's 16 rows of the tile, and their log-sum-exp.
 template <class S>
 __device__ inline void write_out(const Prefill& a, const Tile& t,
                                  const Softmax<typename S::T>& softmax,
-                                 const float (&sums)[S::value_dim / 2], float v_scale, int row) {
+                                 const float (&sums)[S::value_dim / 2], float v_scale, int lane,
+                                 int warp_row) {
   using T = typename S::T;
-  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const RowPlace place(a, t, row + 8 * r);
+    const RowPlace place(a, t, warp_row + lane / 4 + 8 * r);
     const bool inside = place.token < t.queries;
     const float sink = a.sinks && inside ? a.sinks[place.head] : kMinusInfinity;
     float lse;
@@ -55,7 +54,7 @@ __device__ inline void write_out(const Prefill& a, const Tile& t,
     T* out = static_cast<T*>(a.out) + token * a.out_token + place.head * a.out_head;
 #pragma unroll
     for (int column = 0; column < S::value_dim; column += 32) {
-      const uint4 eight = transposed<S>(a, sums, column / 2 + 2 * r, factor);
+      const uint4 eight = transposed<S>(a, sums, column / 2 + 2 * r, factor, lane);
       const int own = column + 8 * (lane % 4);
       if (inside && own < a.value_dim) *reinterpret_cast<uint4*>(out + own) = eight;
     }

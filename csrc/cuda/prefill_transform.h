@@ -33,6 +33,14 @@ struct Capped {
   }
 };
 
+// Terms of capped scores of any size.
+struct Tanh {
+  float unit, cap, base;  // unit: from a score to twice the argument of its tanh, in base-2 units
+  __device__ float operator()(float x, int) const {
+    return fmaf(-2.0f * cap, reciprocal_approx(exp2_approx(x * unit) + 1.0f), cap - base);
+  }
+};
+
 // What is done to the scores of a tile. Without `any` they are only scaled, by what is positive.
 template <bool any, bool scaled_keys>
 struct Transform {
@@ -87,11 +95,17 @@ class Transform<true, scaled_keys> {
           [] { return true; });
     }
     if (how_ == Scores::other || !all_seen) return false;
-    int most = 0;
+    if (!beyond_) {
+      int most = 0;
+      const bool fits = softmax.template try_weigh<used>(
+          s, weights,
+          [&](int, float base) { return Capped<scaled_keys>{a_, key_scale_, base, most}; },
+          [&] { return in_reach(most); });
+      if (fits || all_in_reach(most)) return fits;
+    }
+    const float cap = a_.softcap * kLog2E, unit = 2.0f * scale_ / a_.softcap;
     return softmax.template try_weigh<used>(
-        s, weights,
-        [&](int, float base) { return Capped<scaled_keys>{a_, key_scale_, base, most}; },
-        [&] { return in_reach(most); });
+        s, weights, [&](int, float base) { return Tanh{unit, cap, base}; }, [] { return true; });
   }
 
   // Transforms scores in place, to base-2 units.
@@ -101,7 +115,7 @@ class Transform<true, scaled_keys> {
 #pragma unroll
       for (int i = 0; i < used / 2; ++i) s[i] *= key_scale_;
     }
-    if (how_ == Scores::capped && all_in_reach<used>(s)) {
+    if (how_ == Scores::capped && all_in_reach(largest_square<used>(s))) {
       int most = 0;
       const Capped<false> cap{a_, 1.0f, 0.0f, most};
 #pragma unroll
@@ -125,20 +139,27 @@ class Transform<true, scaled_keys> {
   }
 
  private:
-  __device__ bool in_reach(int most) const { return __int_as_float(most) <= a_.cap_reach; }
   template <int used, int n>
-  __device__ bool all_in_reach(const float (&s)[n]) const {
+  __device__ static int largest_square(const float (&s)[n]) {
     int most = 0;
 #pragma unroll
     for (int i = 0; i < used / 2; ++i) most = max(most, __float_as_int(s[i] * s[i]));
-    return __all_sync(0xffffffffu, in_reach(most));
+    return most;
+  }
+  __device__ bool in_reach(int most) const { return __int_as_float(most) <= a_.cap_reach; }
+  // Whether no lane has a larger one. If one has, later blocks are not tried with polynomials.
+  __device__ bool all_in_reach(int most) const {
+    const bool all = __all_sync(0xffffffffu, in_reach(most));
+    if (!all) beyond_ = true;
+    return all;
   }
 
   const Prefill& a_;
   float key_scale_, scale_;
   Scores how_;
-  int right_ = 0;  // of the window
-  int first_ = 0;  // the place among the keys of the warp's first row
+  mutable bool beyond_ = false;  // that scores of this tile were too large for `Capped`
+  int right_ = 0;                // of the window
+  int first_ = 0;                // the place among the keys of the warp's first row
   float slope_[2];
   int place_[2];  // of this thread's rows, before its first column
 };
