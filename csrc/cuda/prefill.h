@@ -10,6 +10,9 @@
 
 namespace mainboard::cuda {
 
+// What is done to scores. `other` is what nothing cheap is known for.
+enum class Scores { scaled, capped, sloped, other };
+
 // A sequence's query rows, of which `pack` heads of one key head lie together, are cut into tiles;
 // a tile walks its keys in blocks. Dense keys are one page.
 struct Prefill {
@@ -33,7 +36,11 @@ struct Prefill {
   int k_scale_stride, v_scale_stride;  // from one key head to the next
   int left, right;
   const bool* causal_flags;  // sequences whose `right` is 0 instead; may be null
+  Scores scores;
   float softcap;
+  // What squares of scores may be at most for `capped`, and the factors of the polynomial of a
+  // score that it takes for the capped one in base-2 units, of degrees 1, 3, 5 and 7.
+  float cap_reach, cap[4];
   const float *alibi_slopes, *sinks;
   int skip_rows;  // sequences of no more rows than this are another kernel's
   int* counters;  // two zeros, left as zeros: tiles taken, blocks of the grid that have ended

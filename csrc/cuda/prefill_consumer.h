@@ -1,19 +1,20 @@
 // The warpgroups of a prefill kernel that compute.
 #pragma once
 
+#include "csrc/cuda/prefill_output.h"
 #include "csrc/cuda/prefill_shape.h"
-#include "csrc/cuda/prefill_softmax.h"
+#include "csrc/cuda/prefill_transform.h"
 
 namespace mainboard::cuda {
 
 template <int n>
 using Columns = std::integral_constant<int, n>;
 
-// What is the same for all rows of a warp: the keys that they all see, and what scores are scaled
-// by.
+// What a warp knows of its rows of a tile: the keys that they all see, and what becomes of scores.
+template <class S>
 struct Common {
   int first, last;
-  float scale;
+  Transform<S::transforms, S::fp8> transform;
 };
 
 template <class S>
@@ -21,6 +22,7 @@ class Consumer {
  public:
   using T = typename S::T;
   using Control = typename S::Control;
+  using Common = mainboard::cuda::Common<S>;
 
   __device__ Consumer(const Prefill& a, uint32_t shared, Control* control)
       : a_(a),
@@ -36,17 +38,16 @@ class Consumer {
     for (;;) {
       const Tile& t = control_->tiles[(tiles_ - 1) % kTilesKnown];
       if (t.sequence == kNoTile) return;
-      if (t.blocks == 0) release_queries();
-      Softmax<T, S::transforms> softmax(a_);
-      if (t.blocks == 0) {
-#pragma unroll
-        for (float& x : sums_) x = 0.0f;
-        if constexpr (S::ahead) first_scores();
-      } else {
+      Softmax<T> softmax;
+      if (t.blocks > 0) {
         walk(t, softmax);
+        continue;
       }
+      release_queries();
+#pragma unroll
+      for (float& x : sums_) x = 0.0f;
       finish(t, softmax);
-      if constexpr (!S::ahead) first_scores();
+      first_scores();
     }
   }
 
@@ -83,10 +84,12 @@ class Consumer {
     wait_for_products<0>(scores_);
   }
 
-  // All blocks of a tile, and the next one's first scores if `ahead`.
-  __device__ void walk(const Tile& t, Softmax<T, S::transforms>& softmax) {
-    const Common all{Sight(a_, t, warp_row_ + 15).first, Sight(a_, t, warp_row_).last,
-                     a_.scale * scale_of(a_.k_scale, a_.k_scale_stride, t)};
+  // All blocks of a tile, and the next one's first scores.
+  __device__ void walk(const Tile& t, Softmax<T>& softmax) {
+    const float key_scale = scale_of(a_.k_scale, a_.k_scale_stride, t);
+    const Common all{Sight(a_, t, warp_row_ + 15).first,
+                     Sight(a_, t, warp_row_).last,
+                     {a_, t, warp_row_, lane_, key_scale}};
     const int begin = t.begin, blocks = t.blocks, rest = t.end - begin - (blocks - 1) * S::keys;
     int key = begin + (blocks - 1) * S::keys - (S::keys - rest);  // of the block at hand
     first_block(t, softmax, all, max(key, begin));
@@ -106,6 +109,7 @@ class Consumer {
       }
       last_values<n>(blocks > 1);
     });
+    finish_tile(t, softmax);
   }
 
   // Calls `body` with the number of columns as a constant.
@@ -119,14 +123,13 @@ class Consumer {
     }
   }
 
-  __device__ void first_block(const Tile& t, Softmax<T, S::transforms>& softmax, const Common& all,
-                              int key) {
+  __device__ void first_block(const Tile& t, Softmax<T>& softmax, const Common& all, int key) {
     const Turn<S::stages> at(count_);
     release(&control_->k_empty[at.stage]);
     if (t.blocks == 1) release_queries();
     float shrink[2];
     see<S::keys>(t, all, key);
-    softmax.template weigh<S::keys>(scores_, weights_, shrink);
+    weigh<S::keys>(t, softmax, all, key, weights_, shrink);
     if (!S::fp8 && t.keys < t.end) {
       barrier_wait(&control_->v_full[at.stage], at.parity);
       clear_values(at.stage, t.keys - key, min(S::keys, t.end - key));
@@ -164,46 +167,54 @@ class Consumer {
 
   // A block's scores to weights, where those of the block before were.
   template <int n>
-  __device__ void step(const Tile& t, Softmax<T, S::transforms>& softmax, const Common& all,
-                       int key, int block) {
+  __device__ void step(const Tile& t, Softmax<T>& softmax, const Common& all, int key, int block) {
     multiply<n>(t, all, key, block, weights_);
     wait_for_values();
-    if (n == S::keys && softmax.template try_weigh<n>(scores_, weights_)) return;
+    if ((n == S::keys || S::transforms) && try_weigh<n>(softmax, all, key, weights_)) return;
     float shrink[2];
-    softmax.template weigh<n>(scores_, weights_, shrink);
+    weigh<n>(t, softmax, all, key, weights_, shrink);
     shrink_sums(shrink);
   }
-  // The same beside those of the block before, while that one's values are summed. The branches
-  // wait each for itself, because ptxas would move one wait to before the exponentials.
-  __device__ void doubled_step(const Tile& t, Softmax<T, S::transforms>& softmax, const Common& all,
-                               int key, int block, const uint32_t (&last)[S::keys / 4],
+  // The same beside those of the block before, while that one's values are summed. That weights may
+  // have to be made again keeps ptxas from moving the wait to before the exponentials.
+  __device__ void doubled_step(const Tile& t, Softmax<T>& softmax, const Common& all, int key,
+                               int block, const uint32_t (&last)[S::keys / 4],
                                uint32_t (&made)[S::keys / 4]) {
     multiply<S::keys>(t, all, key, block, last);
-    if (softmax.template try_weigh<S::keys>(scores_, made)) {
-      wait_for_values();
-    } else {
-      asm volatile("// weights are made again");
-      wait_for_values();
-      float shrink[2];
-      softmax.template weigh<S::keys>(scores_, made, shrink);
-      shrink_sums(shrink);
-    }
+    float shrink[2] = {1.0f, 1.0f};
+    const bool fits = try_weigh<S::keys>(softmax, all, key, made);
+    if (!fits) weigh<S::keys>(t, softmax, all, key, made, shrink);
+    wait_for_values();
+    if (!fits) shrink_sums(shrink);
   }
 
-  // The last block's values, and with them the next tile's first scores.
+  // The last block's values.
   template <int n>
   __device__ void last_values(int add) {
-    const Turn<S::stages> at(count_++);
-    if constexpr (S::ahead) wait_for_tile();
+    const Turn<S::stages> at(count_);
     barrier_wait(&control_->v_full[at.stage], at.parity);
     take_turn();
     begin_products();
-    if constexpr (S::ahead) multiply_keys<S::keys>(Turn<S::stages>(count_).stage);
     multiply_values<n>(weights_, at.stage, add);
+  }
+  // The next tile's first scores, which are made, if there is room for its queries, while this one
+  // is written out.
+  __device__ void finish_tile(const Tile& t, const Softmax<T>& softmax) {
+    const Turn<S::stages> at(count_++);
+    if constexpr (S::ahead) {
+      wait_for_tile();
+      begin_products();
+      multiply_keys<S::keys>(Turn<S::stages>(count_).stage);
+    }
     give_turn();
-    wait_for_products<0>(sums_);
-    hold(scores_);
+    wait_for_products<S::ahead ? 1 : 0>(sums_);
     release(&control_->v_empty[at.stage]);
+    finish(t, softmax);
+    if constexpr (S::ahead) {
+      wait_for_products<0>(scores_);
+    } else {
+      first_scores();
+    }
   }
 
   // Two queries as halves, which fp8 keys are multiplied with.
@@ -256,15 +267,45 @@ class Consumer {
     commit_products();
   }
 
-  // What the rows see of n scores from `key` on.
+  // Leaves of n scores from `key` on what the rows see, unless that is done later.
   template <int n>
   __device__ void see(const Tile& t, const Common& all, int key) {
-    const int own_key = key + 2 * (lane_ % 4);
     if constexpr (S::transforms) {
-      transform<n>(scores_, a_, t, all.scale, warp_row_ + lane_ / 4, own_key);
+      if (!all.transform.keeps_infinity()) return;
     }
-    if (key + n - 1 > all.last || key < all.first) {
-      mask<n>(scores_, a_, t, warp_row_ + lane_ / 4, own_key);
+    take_unseen<n>(t, all, key);
+  }
+  template <int n>
+  __device__ void take_unseen(const Tile& t, const Common& all, int key) {
+    if (all_seen<n>(all, key)) return;
+    mask<n>(scores_, a_, t, warp_row_ + lane_ / 4, key + 2 * (lane_ % 4));
+  }
+  template <int n>
+  __device__ static bool all_seen(const Common& all, int key) {
+    return key + n - 1 <= all.last && key >= all.first;
+  }
+
+  template <int n, int m>
+  __device__ bool try_weigh(Softmax<T>& softmax, const Common& all, int key,
+                            uint32_t (&weights)[m]) const {
+    if constexpr (S::transforms) {
+      return all.transform.template try_weigh<n>(softmax, scores_, weights, key,
+                                                 all_seen<n>(all, key));
+    } else {
+      return softmax.template try_weigh<n>(
+          scores_, weights, [&](int, float base) { return Scaled{all.transform.scale, base}; },
+          [] { return true; });
+    }
+  }
+  template <int n, int m>
+  __device__ void weigh(const Tile& t, Softmax<T>& softmax, const Common& all, int key,
+                        uint32_t (&weights)[m], float (&shrink)[2]) {
+    if constexpr (S::transforms) {
+      all.transform.template apply<n>(scores_, key);
+      take_unseen<n>(t, all, key);
+      softmax.template weigh<n>(scores_, weights, shrink, 1.0f);
+    } else {
+      softmax.template weigh<n>(scores_, weights, shrink, all.transform.scale);
     }
   }
 
@@ -288,49 +329,9 @@ class Consumer {
     return S::fp8 && scales ? scales[t.head / a_.group * stride] : 1.0f;
   }
 
-  __device__ void finish(const Tile& t, const Softmax<T, S::transforms>& softmax) const {
+  __device__ void finish(const Tile& t, const Softmax<T>& softmax) const {
     const float v_scale = scale_of(a_.v_scale, a_.v_scale_stride, t);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const RowPlace place(a_, t, warp_row_ + lane_ / 4 + 8 * r);
-      const bool inside = place.token < t.queries;
-      const float sink = a_.sinks && inside ? a_.sinks[place.head] : kMinusInfinity;
-      float lse;
-      const float factor = softmax.finish(r, sink, &lse) * v_scale;
-      const int64_t token = t.first_query + place.token;
-      if (a_.lse && inside && lane_ % 4 == 0) a_.lse[place.head * a_.lse_head + token] = lse;
-      T* out = static_cast<T*>(a_.out) + token * a_.out_token + place.head * a_.out_head;
-#pragma unroll
-      for (int column = 0; column < S::value_dim; column += 32) {
-        const uint4 eight = transposed(column / 2 + 2 * r, factor);
-        const int own = column + 8 * (lane_ % 4);
-        if (inside && own < a_.value_dim) *reinterpret_cast<uint4*>(out + own) = eight;
-      }
-    }
-  }
-
-  // Of 32 columns, four neighbouring lanes have every fourth pair: each gets eight in a row.
-  __device__ uint4 transposed(int at, float factor) const {
-    uint32_t w[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      w[j] = pack_output(sums_[at + 4 * j] * factor, sums_[at + 4 * j + 1] * factor);
-    }
-    const bool odd = lane_ % 2 != 0, high = lane_ % 4 > 1;
-    exchange(1, odd, w[0], w[1]);
-    exchange(1, odd, w[2], w[3]);
-    exchange(2, high, w[0], w[2]);
-    exchange(2, high, w[1], w[3]);
-    return {w[0], w[1], w[2], w[3]};
-  }
-  __device__ uint32_t pack_output(float low, float high) const {
-    return S::fp8 && a_.bf16 ? pack<__nv_bfloat16>(low, high) : pack<T>(low, high);
-  }
-  // Swaps the lower lane's second word for the upper lane's first.
-  __device__ static void exchange(int distance, bool upper, uint32_t& first, uint32_t& second) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? first : second, distance);
-    first = upper ? other : first;
-    second = upper ? second : other;
+    write_out<S>(a_, t, softmax, sums_, v_scale, lane_, warp_row_);
   }
 
   const Prefill& a_;

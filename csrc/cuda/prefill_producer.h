@@ -96,7 +96,6 @@ class Producer {
   struct Nothing {
     __device__ void enter(const Tile&) {}
     __device__ void copy(const Tile&, int) {}
-    __device__ void end() {}
   };
 
   // Keys and values as fp8, for the warps that convert: each block's values after the next block's
@@ -113,31 +112,16 @@ class Producer {
       values.enter(t);
     }
     __device__ void copy(const Tile& t, int block) {
-      send(t, block, keys, false);
-      if (block > 0) send(t, block - 1, values, true);
-      if (block == t.blocks - 1) send(t, block, values, true);
+      send(t, block, keys);
+      if (block > 0) send(t, block - 1, values);
+      if (block == t.blocks - 1) send(t, block, values);
     }
-    __device__ void end() {
-      const Turn<S::raw_stages> at(count);
-      auto& raw = control->raw[at.stage];
-      barrier_wait(&raw.empty, at.parity ^ 1);
-      if (threadIdx.x % 32 != 0) return;
-      raw.used = 0;
-      barrier_arrive(&raw.full);
-    }
-
     template <class B>
-    __device__ void send(const Tile& t, int block, B& boxes, bool of_values) {
+    __device__ void send(const Tile& t, int block, B& boxes) {
       const Turn<S::raw_stages> at(count++);
       auto& raw = control->raw[at.stage];
       boxes.begin(t, block);
       barrier_wait(&raw.empty, at.parity ^ 1);
-      if (threadIdx.x % 32 == 0) {
-        const int first = t.first_of(block, S::keys);
-        raw.used = t.end - block * S::keys - first;
-        raw.valid = t.keys - first;
-        raw.values = of_values;
-      }
       boxes.send(to + at.stage * S::raw_bytes, &raw.full);
     }
 
@@ -168,7 +152,6 @@ class Producer {
       find(walker, (tiles + 1) % kTilesKnown);  // while this one is copied
       for (int block = 1; block < t.blocks; ++block) copies.copy(t, block);
     }
-    copies.end();
   }
 
   template <class Walker>
@@ -228,59 +211,75 @@ class Converter {
       : a_(a), shared_(shared), control_(control), thread_(threadIdx.x - 32) {}
 
   __device__ void run() {
-    for (int raw_count = 0, k_count = 0, v_count = 0;; ++raw_count) {
-      const Turn<S::raw_stages> from(raw_count);
-      auto& raw = control_->raw[from.stage];
-      barrier_wait(&raw.full, from.parity);
-      const int used = raw.used, valid = raw.valid;
-      if (used == 0) return;
-      const uint32_t at = shared_ + S::raw_at + from.stage * S::raw_bytes;
-      if (raw.values) {
-        const Turn<S::stages> to(v_count++);
-        barrier_wait(&control_->v_empty[to.stage], to.parity ^ 1);
-        convert<S::value_dim>(at, shared_ + S::v_at + to.stage * S::v_bytes, used, valid);
-        publish(&control_->v_full[to.stage]);
-      } else {
-        const Turn<S::stages> to(k_count++);
-        barrier_wait(&control_->k_empty[to.stage], to.parity ^ 1);
-        convert<S::dim>(at, shared_ + S::k_at + to.stage * S::k_bytes, used, valid);
-        publish(&control_->k_full[to.stage]);
+    for (int tiles = 0;; ++tiles) {
+      const Turn<kTilesKnown> place(tiles);
+      barrier_wait(&control_->known[place.stage], place.parity);
+      const Tile t = control_->tiles[place.stage];
+      if (t.sequence == kNoTile) return;
+      for (int block = 0; block <= t.blocks; ++block) {
+        if (block < t.blocks) {
+          const Turn<S::stages> to(k_count_++);
+          convert<S::dim>(t, block, S::k_at + to.stage * S::k_bytes, &control_->k_full[to.stage],
+                          &control_->k_empty[to.stage], to.parity);
+        }
+        if (block > 0) {
+          const Turn<S::stages> to(v_count_++);
+          convert<S::value_dim>(t, block - 1, S::v_at + to.stage * S::v_bytes,
+                                &control_->v_full[to.stage], &control_->v_empty[to.stage],
+                                to.parity);
+        }
       }
-      release(&raw.empty);
     }
   }
 
  private:
-  __device__ static void publish(uint64_t* full) {
+  // The next of what was copied, which are a block's keys or values.
+  template <int dim>
+  __device__ void convert(const Tile& t, int block, int at, uint64_t* full, uint64_t* empty,
+                          int parity) {
+    const Turn<S::raw_stages> from(raw_count_++);
+    auto& raw = control_->raw[from.stage];
+    const int first = t.first_of(block, S::keys);
+    const int used = t.end - block * S::keys - first, valid = t.keys - first;
+    barrier_wait(&raw.full, from.parity);
+    barrier_wait(empty, parity ^ 1);
+    const uint32_t source = shared_ + S::raw_at + from.stage * S::raw_bytes;
+    if (a_.cache_e5m2) {
+      convert<dim, E5M2>(source, shared_ + at, used, valid);
+    } else {
+      convert<dim, E4M3>(source, shared_ + at, used, valid);
+    }
     publish_to_units();
     release(full);
+    release(&raw.empty);
   }
 
-  template <int dim>
-  __device__ void convert(uint32_t from, uint32_t to, int used, int valid) const {
-    if (a_.cache_e5m2) {
-      convert<dim, E5M2>(from, to, used, valid);
-    } else {
-      convert<dim, E4M3>(from, to, used, valid);
-    }
-  }
-
-  // A thread takes 16 columns of a row at a time: two chunks of 8 in a swizzled panel. Threads of
-  // odd panels write their second chunk first, so that no two of a row meet in a bank.
+  // A warp takes eight rows at a time and a lane 16 columns of each of their panels, in one row:
+  // what it reads and writes is at the same distance from eight rows to the next. Of each pair of
+  // rows the second takes the panels in another order, so that no two lanes meet in a bank.
   template <int dim, class F>
   __device__ void convert(uint32_t from, uint32_t to, int used, int valid) const {
-    constexpr int kPieces = dim / 16;
-#pragma unroll 2
-    for (int i = thread_; i < used * kPieces; i += 32 * S::converters) {
-      const int row = i / kPieces, piece = i % kPieces, panel = piece / 4;
-      const uint4 x = load_shared(from + i * 16);
-      uint4 low = eight_halves<F>(x.x, x.y), high = eight_halves<F>(x.z, x.w);
-      if (row >= valid) low = high = {};
-      const bool odd = panel % 2 != 0;
-      const uint32_t line = to + panel * S::panel + row * kPanelRowBytes;
-      const int chunk = piece % 4 * 2 + odd;
-      store_shared(line + (chunk ^ row % 8) * 16, odd ? high : low);
-      store_shared(line + ((chunk ^ 1) ^ row % 8) * 16, odd ? low : high);
+    constexpr int kPanels = dim / kPanelColumns, kRows = 8;
+    const int lane = thread_ % 32, row = lane / 4, swap = kPanels % 2 == 0 ? row % 2 : 0;
+    const uint32_t chunk = (lane % 4 * 2 ^ row) * 16;
+    from += row * dim + lane % 4 * 16;
+    to += row * kPanelRowBytes + chunk;
+    for (int first = thread_ / 32 * kRows; first < used; first += S::converters * kRows) {
+      uint4 x[kPanels];
+#pragma unroll
+      for (int p = 0; p < kPanels; ++p) {
+        x[p] = load_shared(from + first * dim + (p ^ swap) * kPanelColumns);
+      }
+      if (first + kRows > valid && first + row >= valid) {
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) x[p] = {};
+      }
+#pragma unroll
+      for (int p = 0; p < kPanels; ++p) {
+        const uint32_t line = to + (p ^ swap) * S::panel + first * kPanelRowBytes;
+        store_shared(line, eight_halves<F>(x[p].x, x[p].y));
+        store_shared(line ^ 16, eight_halves<F>(x[p].z, x[p].w));
+      }
     }
   }
   template <class F>
@@ -293,6 +292,7 @@ class Converter {
   uint32_t shared_;
   Control* control_;
   int thread_;
+  int raw_count_ = 0, k_count_ = 0, v_count_ = 0;
 };
 
 }  // namespace mainboard::cuda

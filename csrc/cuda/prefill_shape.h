@@ -32,7 +32,7 @@ struct PrefillShape {
   static constexpr int q_stages = dim <= 128 ? 2 : 1;
   static constexpr bool ahead = q_stages == 2;
   // With room for two sets of weights, one is made while the other is multiplied.
-  static constexpr bool doubled = groups == 2 && dim <= 128;
+  static constexpr bool doubled = groups == 2 && dim <= 128 && !transforms;
   static constexpr int stages = dim == 64 && !fp8 ? 4 : 2;
   static constexpr int raw_stages = !fp8 ? 0 : dim == 64 ? 4 : 2;
   static constexpr int threads = kGroupThreads * (groups + 1);
@@ -48,11 +48,9 @@ struct PrefillShape {
   static constexpr int raw_bytes = keys * (dim > value_dim ? dim : value_dim);
   static constexpr int bytes_of_key = (fp8 ? 1 : 2) * (dim + value_dim);
 
-  // A block of fp8 keys or values on its way.
+  // Barriers of a block of fp8 keys or values on its way.
   struct Raw {
     uint64_t full, empty;
-    int used, valid;  // rows to convert, and those of them that are keys; none used: the end
-    bool values;
   };
   // In shared memory, from a multiple of 1,024 on: stages of Q, K, V and fp8, then this.
   struct Control {

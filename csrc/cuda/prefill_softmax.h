@@ -48,23 +48,32 @@ struct Sight {
   }
 };
 
-// The running softmax of the rows. With `transforms`, scores arrive in base-2 units.
+// What a place of a thread's scores has been counted from its first column.
+__device__ constexpr int column_of(int i) { return i / 4 * 8 + i % 2; }
+
+// Turns a score into the exponent of its weight.
+struct Scaled {
+  float scale, base;
+  __device__ float operator()(float x, int) const { return fmaf(x, scale, -base); }
+};
+
+// The running softmax of the rows.
 //
 // Weights are relative to a base that may be behind the largest score: it grows only when a
 // weight would be too large, so that most blocks need no maximum and leave the sums alone.
-template <class T, bool transforms>
+template <class T>
 class Softmax {
  public:
-  __device__ explicit Softmax(const Prefill& a) : scale_(transforms ? 1.0f : a.scale * kLog2E) {}
-
-  // Turns scores into weights with the base as it is. Returns, for the whole warp, whether none is
-  // too large; the scores stay, and otherwise `weigh` must follow.
-  template <int used, int n, int m>
-  __device__ bool try_weigh(const float (&s)[n], uint32_t (&weights)[m]) {
+  // Turns scores into weights with the base as it is; `row` makes the terms of a row with this
+  // base. Returns, for the whole warp, whether no weight is too large and `valid` says yes; the
+  // scores stay, and otherwise `weigh` must follow.
+  template <int used, int n, int m, class Row, class Valid>
+  __device__ bool try_weigh(const float (&s)[n], uint32_t (&weights)[m], const Row& row,
+                            const Valid& valid) {
     float total[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) total[r] = exponentials<used>(s, weights, r);
-    const bool fits = total[0] <= kMostTotal && total[1] <= kMostTotal;
+    for (int r = 0; r < 2; ++r) total[r] = exponentials<used>(s, weights, r, row(r, base_[r]));
+    const bool fits = total[0] <= kMostTotal && total[1] <= kMostTotal && valid();
     if (!__all_sync(0xffffffffu, fits)) return false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum_[r] += total[r];
@@ -72,8 +81,10 @@ class Softmax {
   }
 
   // The same with a base that grows if it must; `shrink` is what earlier sums are multiplied by.
+  // `scale` brings scores to base-2 units.
   template <int used, int n, int m>
-  __device__ void weigh(const float (&s)[n], uint32_t (&weights)[m], float (&shrink)[2]) {
+  __device__ void weigh(const float (&s)[n], uint32_t (&weights)[m], float (&shrink)[2],
+                        float scale) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float even = s[2 * r], odd = s[2 * r + 1];
@@ -82,11 +93,11 @@ class Softmax {
         even = fmaxf(even, s[i]);
         odd = fmaxf(odd, s[i + 1]);
       }
-      const float most = fmaxf(quad_max(fmaxf(even, odd)) * scale_, kNothing);
+      const float most = fmaxf(quad_max(fmaxf(even, odd)) * scale, kNothing);
       const float before = base_[r];
       if (most - before > kMostBehind) base_[r] = most;
       shrink[r] = exp2_approx(before - base_[r]);
-      sum_[r] = sum_[r] * shrink[r] + exponentials<used>(s, weights, r);
+      sum_[r] = sum_[r] * shrink[r] + exponentials<used>(s, weights, r, Scaled{scale, base_[r]});
     }
   }
 
@@ -110,14 +121,14 @@ class Softmax {
   static constexpr float kMostTotal = 8192.0f;  // of a thread's weights; some is 2^8 then
 
   // Row r's weights, and their total in this thread.
-  template <int used, int n, int m>
-  __device__ float exponentials(const float (&s)[n], uint32_t (&weights)[m], int r) const {
-    const float base = base_[r];
+  template <int used, int n, int m, class Term>
+  __device__ static float exponentials(const float (&s)[n], uint32_t (&weights)[m], int r,
+                                       const Term& term) {
     float even = 0.0f, odd = 0.0f;
 #pragma unroll
     for (int i = 2 * r; i < used / 2; i += 4) {
-      const float low = exp2_approx(fmaf(s[i], scale_, -base));
-      const float high = exp2_approx(fmaf(s[i + 1], scale_, -base));
+      const float low = exp2_approx(term(s[i], i));
+      const float high = exp2_approx(term(s[i + 1], i + 1));
       even += low;
       odd += high;
       weights[i / 2] = pack<T>(low, high);
@@ -125,34 +136,8 @@ class Softmax {
     return even + odd;
   }
 
-  float scale_;
   float base_[2] = {kNothing, kNothing}, sum_[2] = {0.0f, 0.0f};
 };
-
-// Scale, softcap and ALiBi, to base-2 units. `key` is that of this thread's first column.
-template <int used, int n>
-__device__ inline void transform(float (&s)[n], const Prefill& a, const Tile& t, float scale,
-                                 int row, int key) {
-  const float inverse_cap = a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f;
-#pragma unroll
-  for (int i = 0; i < used / 2; ++i) {
-    float x = s[i] * scale;
-    if (a.softcap > 0.0f) x = a.softcap * tanh_of(x * inverse_cap);
-    s[i] = x * kLog2E;
-  }
-  if (a.alibi_slopes == nullptr) return;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const RowPlace place(a, t, row + 8 * r);
-    const float slope = a.alibi_slopes[min(place.head, a.heads - 1)] * kLog2E;
-    const int distance = place.token + t.keys - t.queries - key;
-#pragma unroll
-    for (int i = 2 * r; i < used / 2; i += 4) {
-      s[i] -= slope * static_cast<float>(abs(distance - 2 * (i - 2 * r)));
-      s[i + 1] -= slope * static_cast<float>(abs(distance - 2 * (i - 2 * r) - 1));
-    }
-  }
-}
 
 // Takes away the scores of keys that the rows, `row` and 8 more, do not see.
 template <int used, int n>

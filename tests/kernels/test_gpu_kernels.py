@@ -83,6 +83,10 @@ def test_drawn_case(seed: int) -> None:
                       cache_dtype=torch.float8_e5m2),
         AttentionCase((200,), (1000,), 8, 2, 256, dtype=torch.bfloat16, page_size=16,
                       cache_dtype=torch.float8_e4m3fn, alibi=True),
+        AttentionCase((700, 90), (1500, 90), 8, 2, 128, dtype=torch.bfloat16, alibi=True),
+        AttentionCase((400,), (1100,), 8, 2, 64, dtype=torch.float16, alibi=True, causal=False),
+        AttentionCase((300,), (900,), 8, 2, 128, dtype=torch.bfloat16, page_size=64,
+                      cache_dtype=torch.float8_e4m3fn, scaled_cache=True, softcap=20.0),
         AttentionCase((513, 1, 1, 3, 1, 0, 70), (700, 5000, 90, 2000, 1, 8, 70), 32, 8, 128,
                       dtype=torch.bfloat16, page_size=16),
         *FLAGGED,
@@ -114,6 +118,20 @@ def test_softcap_of_huge_scores() -> None:
     case = AttentionCase((40, 1), (80, 300), dtype=torch.bfloat16, softcap=30.0)
     given = case.inputs("cuda")
     given.q *= 4000
+    out, lse = attention(given.q, given.k, given.v, return_lse=True, **given.options)
+    expected, expected_lse = case.expected(given)
+    extra = 2.0**-8 * case.weighed_magnitude(given)
+    assert ((out.double() - expected).abs() <= extra + 2.0**-7 * expected.abs() + 1e-3).all()
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("gain", [1, 6, 30])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_softcap_below_and_beyond(head_dim: int, gain: int) -> None:
+    """Capping is as exact for scores far below the cap as for some, or most, beyond it."""
+    case = AttentionCase((300, 150), (900, 150), 8, 2, head_dim, dtype=torch.bfloat16, softcap=30.0)
+    given = case.inputs("cuda")
+    given.q *= gain
     out, lse = attention(given.q, given.k, given.v, return_lse=True, **given.options)
     expected, expected_lse = case.expected(given)
     extra = 2.0**-8 * case.weighed_magnitude(given)
