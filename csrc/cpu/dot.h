@@ -285,11 +285,11 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const VecPair query = load_pair(q + r * dim + d);
+        Vec* sum = acc + r * kKeys;
 #pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) {
-          Vec& sum = acc[r * kKeys + j];
-          sum = fma(query.b, operand[j].b, fma(query.a, operand[j].a, sum));
-        }
+        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.a, operand[j].a, sum[j]);
+#pragma GCC unroll 16
+        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.b, operand[j].b, sum[j]);
       }
     }
     if (d < dim) {
