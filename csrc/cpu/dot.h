@@ -6,10 +6,6 @@
 
 #include "csrc/cpu/tile.h"
 
-#ifndef MAINBOARD_PREFETCH_LEVEL
-#define MAINBOARD_PREFETCH_LEVEL 2
-#endif
-
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kDotRows = kRowsReadTogether;  // most rows of a key head that this kernel takes
@@ -253,12 +249,13 @@ struct Block {
   KeyRows now, next;
 };
 
-// Asks for elements [begin, begin + count) of a row.
+// Asks for elements [begin, begin + count) of a row, into the second-level cache: the first one has
+// no room for two blocks, and loading into both is slower.
 template <class T>
 inline void prefetch_part(const T* row, int begin, int count) {
-  constexpr int kLine = 64 / sizeof(T);
+  constexpr int kLine = 64 / sizeof(T), kSecondLevel = 2;
   for (int i = (begin + kLine - 1) / kLine * kLine; i < begin + count; i += kLine) {
-    __builtin_prefetch(row + i, 0, MAINBOARD_PREFETCH_LEVEL);
+    __builtin_prefetch(row + i, 0, kSecondLevel);
   }
 }
 
@@ -285,11 +282,11 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const VecPair query = load_pair(q + r * dim + d);
+        Vec* sum = acc + r * kKeys;
 #pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) {
-          Vec& sum = acc[r * kKeys + j];
-          sum = fma(query.b, operand[j].b, fma(query.a, operand[j].a, sum));
-        }
+        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.a, operand[j].a, sum[j]);
+#pragma GCC unroll 16
+        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.b, operand[j].b, sum[j]);
       }
     }
     if (d < dim) {

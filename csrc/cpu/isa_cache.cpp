@@ -128,6 +128,10 @@ static void mix(const T* a, float a_weight, const T* b, float b_weight, T* out, 
   const Vec first = set1(a_weight), second = set1(b_weight);
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) {
+    // The rows of one token's heads lie one behind another, and then those of the next token.
+    constexpr int kAhead = 2048 / sizeof(T);
+    __builtin_prefetch(a + i + kAhead);
+    __builtin_prefetch(b + i + kAhead);
     store(out + i, fma(load(a + i), first, load(b + i) * second));
   }
   if (i < n) {
