@@ -13,7 +13,7 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-constexpr int kTileBlockRows = 768;
+constexpr int kTileBlockRows = 1024;
 constexpr int kTilePanels = kTileBlockRows / kTilePanel;
 constexpr int kMostChunkBlocks = 8;
 constexpr int64_t kChunkFloats = 128 * 1024;  // of packed keys and values, at most
@@ -124,9 +124,7 @@ inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
       _mm512_mask_storeu_ps(at, _mm512_knot(seen), set1(-INFINITY));
     }
   }
-  Peak<kScore> peak(f, s);
-  for (int i = 0; i < s.depth * kTileDims; ++i) peak.row(i);
-  for (int half = 0; half < 2; ++half) top[half] = peak.result(f, s, half);
+  find_peaks<kScore>(f, s, top);
 }
 
 // The stream of steps: each is the next, then the current, then the last one.
@@ -152,7 +150,7 @@ class TileStream {
     next.key = key;
     next.scores = scores_[count_ % 2];
     next.weights = weights_[count_ % 2];
-    next.shaped = false;
+    next.shaped = next.moved = false;
     Vec top[2];
     run(&next, top);
     const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
@@ -161,8 +159,13 @@ class TileStream {
       shape_exponents(a_, plan_.factors, next, top);
     } else if (hidden) {
       hide_products<kScore>(plan_.factors, next, top);
+    } else if (kLate<kOperands, kScore>) {
+      if (!panel->begun) find_peaks<kScore>(plan_.factors, next, top);
     }
-    follow_peak<kOperands>(next, top);
+    if (!kLate<kOperands, kScore> || !panel->begun || next.shaped || hidden) {
+      follow_peak<kOperands>(next, top);
+      panel->begun = true;
+    }
     ++count_;
   }
 
@@ -187,17 +190,30 @@ class TileStream {
     if (now() == nullptr) {
       MAINBOARD_TILE_FENCE;
       for (int i = 0; i < next->depth; ++i) multiply_keys<kOperands>(shape_, *next, i, NoSlice());
-      Peak<kScore> peak(plan_.factors, *next);
-      for (int i = 0; i < next->depth * kTileDims; ++i) peak.row(i);
-      for (int half = 0; half < 2; ++half) top[half] = peak.result(plan_.factors, *next, half);
+      if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
       return;
     }
     if (now()->shaped) {
-      run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, now(), before(), top);
-    } else {
-      run_step<kOperands, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
+      if (!run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, now(), before(),
+                                                     top)) {
+        soften_again<kOperands, Score::plain>(plan_.factors, *now());
+      }
+    } else if (!run_plainly(next, top)) {
+      soften_again<kOperands, kScore>(plan_.factors, *now());
     }
     if (now()->moved) keep_output(*now(), shape_);
+  }
+
+  // The current step, whose scores are not shaped.
+  bool run_plainly(const TileStep* next, Vec* top) {
+    if constexpr (kParts<kOperands> == 1 && kLate<kOperands, kScore>) {
+      if (next != nullptr && before() != nullptr && shape_.steps == kFullShape.steps &&
+          shape_.columns == kFullShape.columns &&
+          next->depth + now()->depth + before()->depth == 3 * kWeightDepth) {
+        return run_full_step<kOperands, kScore>(plan_.factors, *next, *now(), *before());
+      }
+    }
+    return run_step<kOperands, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
   }
 
   const Attention& a_;
@@ -214,6 +230,7 @@ inline void begin_tile_panel(const Attention& a, const WorkItem& w, int64_t row,
                              TilePanel& p, const char** query) {
   const int64_t shift = w.sequence.keys - w.sequence.queries;
   int64_t token = w.query_begin + row / a.group, head = row % a.group;
+  p.begun = false;
   p.any_first = p.all_last = INT32_MAX;
   p.any_last = p.all_first = INT32_MIN;
   for (int lane = 0; lane < kTilePanel; ++lane) {

@@ -53,6 +53,24 @@ check_case(AttentionCase((300,), (300,), page_size=16, **shape))
 check_case(AttentionCase((20,), (9000,), heads=4, kv_heads=1, **shape))
 check_case(AttentionCase((70,), (300,), head_dim=192, value_dim=80, dtype=shape["dtype"]))
 """
+RISING = """
+# Scores that climb far out of range within a row, at once and step by step.
+from mainboard.kernels import attention
+
+for options in ({{}}, {{"window": (100, -1)}}, {{"softcap": 200.0}}, {{"alibi": True}}, {{"sinks": True}}):
+    for factor in (8, 40):
+        case = AttentionCase(
+            (400,), (900,), heads=8, kv_heads=2, head_dim=128, dtype=getattr(torch, {dtype!r}), **options
+        )
+        given = case.inputs()
+        given.k[130:300] *= factor
+        given.k[300:] *= factor**2 if case.dtype is torch.bfloat16 else factor
+        out, lse = attention(given.q, given.k, given.v, return_lse=True, **given.options)
+        expected, expected_lse = case.expected(given)
+        error = (out.double() - expected).norm() / expected.norm()
+        assert error <= (2.8e-3 if case.dtype is torch.bfloat16 else 3e-4), (options, factor, error)
+        torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -84,3 +102,12 @@ def test_long_cases(emulated_library: Path, tmp_path: Path, isa: str, dtype: str
     """Streams of many blocks agree with float64, in every way to make scores."""
     check = CHECK.format(path=str(emulated_library), isa=isa)
     run(check + LONG.format(dtype=dtype), isa, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [("amx", "bfloat16"), ("amx", "float16"), ("amx_fp16", "float16")]
+)
+def test_rising_scores(emulated_library: Path, tmp_path: Path, isa: str, dtype: str) -> None:
+    """Weights that leave their range send a block back, and nothing is lost."""
+    check = CHECK.format(path=str(emulated_library), isa=isa)
+    run(check + RISING.format(dtype=dtype), isa, tmp_path)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(__file__).parent / "cpu_schedule"
 THREADS = (1, 2, 3, 8, 16, 48, 64)
-BLOCK_ROWS = (192, 768)  # vectors, tiles
+BLOCK_ROWS = (192, 1024)  # vectors, tiles
 BATCHES = {
     "one long sequence": [(1, 131072)],
     "one prefill": [(2048, 2048)],
@@ -74,4 +74,4 @@ def test_threads_end_together(program: Path, name: str, threads: int, rows: int)
 @pytest.mark.parametrize("name", BATCHES)
 def test_planning_again_allocates_nothing(program: Path, name: str) -> None:
     """A plan keeps its memory, so that a steady state asks the system for none."""
-    assert shares(program, name, 8, 768).allocations == 0
+    assert shares(program, name, 8, 1024).allocations == 0

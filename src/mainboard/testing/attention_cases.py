@@ -187,7 +187,9 @@ class AttentionCase:
             return active == "amx_fp16" and stored_alike
         if self.dtype is not torch.bfloat16:
             return False
-        return active == "avx512_bf16" or (active in ("amx", "amx_fp16") and stored_alike)
+        if active in ("amx", "amx_fp16"):  # which leave other caches to the next set
+            return stored_alike or "avx512_bf16" in library.libraries()[0].usable
+        return active == "avx512_bf16"
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:
         """The weighted sum of the values' magnitudes: what rounding the weights is relative to."""

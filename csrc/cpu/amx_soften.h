@@ -1,0 +1,236 @@
+// The softmax of the AMX kernel: products become exponents of two, those become weights, and a
+// panel of 32 queries remembers what they are relative to.
+#pragma once
+
+#include "csrc/cpu/amx_tiles.h"
+
+#if defined(__AMX_BF16__)
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+// What happens to a score between its product and its exponential. Linear is ALiBi where no query
+// sees a key after itself.
+enum class Score { plain, linear, capped };
+
+// Factors that turn a product into an exponent of two.
+struct ScoreFactors {
+  float factor;    // of the product
+  float cap = 0;   // softcap, times log2 e
+  float gain = 0;  // of the product, inside the softcap's tanh, times 2 log2 e
+};
+
+// The running state of 32 queries. Scores are exponents of two here.
+struct TilePanel {
+  const uint32_t* q;
+  float* o;                      // [value elements][32]
+  float reference[kTilePanel];   // what is subtracted from an exponent; near the peak
+  float sum[kTilePanel];         // of the weights
+  float slope[kTilePanel];       // ALiBi, times log2 e
+  int32_t position[kTilePanel];  // of each query among the keys
+  int32_t first[kTilePanel], last[kTilePanel];  // keys that each query sees
+  int32_t any_first, any_last, all_first, all_last;
+  bool begun;  // `reference` comes from scores
+};
+
+// A panel against a block of 64 keys, or of 32 where it sees no more.
+struct TileStep {
+  TilePanel* panel = nullptr;
+  int depth;  // in tiles of 32 keys
+  const uint32_t *k, *v;
+  int64_t key;
+  bool shaped;  // the scores are exponents already
+  bool moved;   // the output must be multiplied by `keep` first
+  float keep[kTilePanel];
+  float* scores;      // [64][32]
+  uint32_t* weights;  // [part][half][32 keys] tiles
+};
+
+struct TileShape {
+  int steps, columns;  // tiles along the queries' and the values' elements; columns are even
+};
+
+alignas(64) static const float kKeyIndex[kTileKeys] = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+    44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+
+// ALiBi's share of the exponent of a block's first key.
+inline Vec linear_start(const TileStep& s, int half) {
+  const __m512i position = _mm512_loadu_si512(s.panel->position + half * kTile);
+  const __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
+  return load(s.panel->slope + half * kTile) * _mm512_cvtepi32_ps(_mm512_sub_epi32(key, position));
+}
+
+// State of 16 of a panel's queries. No arrays: the compiler keeps single members in registers.
+struct SofteningHalf {
+  Vec offset, slope, sum;
+};
+
+// Whether a reference is looked at after the weights instead of before: a bfloat16 has the range of
+// a float32, so weights may stand far above 1, and only a sum out of range sends a block back.
+// ALiBi's exponents rise with every block; they would come back too often.
+template <Operands kOperands, Score kScore>
+constexpr bool kLate = kOperands != Operands::float16 && kScore != Score::linear;
+constexpr float kMostSum = 1 << 30;
+
+// Exponentials of a block's scores, two keys of 16 queries at a time.
+template <Operands kOperands, Score kScore>
+struct Softening {
+  const float* scores;
+  uint32_t* weights;
+  Exp2<kOperands == Operands::bfloat16 ? 4 : 5> exp2;
+  Vec factor, cap;
+  SofteningHalf low, high;
+
+  MAINBOARD_INLINE Softening(const ScoreFactors& f, const TileStep& s)
+      : scores(s.scores), weights(s.weights) {
+    factor = set1(s.shaped ? 1.0f : kScore == Score::capped ? f.gain : f.factor);
+    cap = set1(f.cap);
+    low = begin(s, 0);
+    high = begin(s, 1);
+  }
+  MAINBOARD_INLINE static SofteningHalf begin(const TileStep& s, int half) {
+    SofteningHalf h;
+    h.offset = zero() - load(s.panel->reference + half * kTile);
+    h.sum = load(s.panel->sum + half * kTile);
+    h.slope = zero();
+    if constexpr (kScore == Score::linear) {
+      h.slope = load(s.panel->slope + half * kTile);
+      h.offset = h.offset + linear_start(s, half);
+    }
+    return h;
+  }
+  MAINBOARD_INLINE Vec weight(const float* product, int64_t key, const SofteningHalf& h) const {
+    const Vec x = load(product);
+    if constexpr (kScore == Score::linear) {
+      return exp2(fma(x, factor, fma(h.slope, set1(kKeyIndex[key]), h.offset)));
+    } else if constexpr (kScore == Score::capped) {
+      return exp2(cap_score(Exp2<5>(), x * factor, cap, h.offset));
+    } else {
+      return exp2(fma(x, factor, h.offset));
+    }
+  }
+  // Weights of keys 2 i and 2 i + 1 for the queries of one half.
+  template <int half>
+  MAINBOARD_INLINE void pair(int64_t i) {
+    SofteningHalf& h = half == 0 ? low : high;
+    const float* product = scores + 2 * i * kTilePanel + half * kTile;
+    uint32_t* row = weights + half * kWeightDepth * kTileWords + i * kTile;
+    const Vec even = weight(product, 2 * i, h), odd = weight(product + kTilePanel, 2 * i + 1, h);
+    h.sum = h.sum + (even + odd);
+    const __m512i both = round_weights<kOperands>(even, odd);
+    _mm512_store_si512(row, both);
+    if constexpr (kOperands == Operands::pairs) {
+      const Vec even_rest = even - _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+      const __m512i upper = _mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
+      const Vec odd_rest = odd - _mm512_castsi512_ps(upper);
+      _mm512_store_si512(row + 2 * kWeightDepth * kTileWords,
+                         round_weights<kOperands>(even_rest, odd_rest));
+    }
+  }
+  // False where a sum left the range that late references allow.
+  MAINBOARD_INLINE bool in_range() const {
+    const Vec most = set1(kMostSum);
+    return (_mm512_cmp_ps_mask(low.sum, most, _CMP_NLT_UQ) |
+            _mm512_cmp_ps_mask(high.sum, most, _CMP_NLT_UQ)) == 0;
+  }
+  MAINBOARD_INLINE void finish(TilePanel& panel) const {
+    store(panel.sum, low.sum);
+    store(panel.sum + kTile, high.sum);
+  }
+};
+
+// The largest score of each query, as the products come.
+template <Score kScore>
+struct Peak {
+  const float* scores;
+  Vec factor, low_slope, high_slope, low, high;
+
+  MAINBOARD_INLINE Peak(const ScoreFactors& f, const TileStep& s) : scores(s.scores) {
+    factor = set1(f.factor);
+    low_slope = kScore == Score::linear ? load(s.panel->slope) : zero();
+    high_slope = kScore == Score::linear ? load(s.panel->slope + kTile) : zero();
+    low = high = set1(-INFINITY);
+  }
+  MAINBOARD_INLINE void row(int64_t key) {
+    Vec a = load(scores + key * kTilePanel), b = load(scores + key * kTilePanel + kTile);
+    if constexpr (kScore == Score::linear) {
+      const Vec index = set1(kKeyIndex[key]);
+      a = fma(a, factor, low_slope * index);
+      b = fma(b, factor, high_slope * index);
+    }
+    low = max(low, a);
+    high = max(high, b);
+  }
+  MAINBOARD_INLINE void rows(const TileStep& s) {
+    for (int64_t i = 0; i < s.depth * kTileDims; ++i) row(i);
+  }
+  // As exponents.
+  MAINBOARD_INLINE Vec result(const ScoreFactors& f, const TileStep& s, int half) const {
+    const Vec top = half == 0 ? low : high;
+    if constexpr (kScore == Score::linear) return top + linear_start(s, half);
+    if constexpr (kScore == Score::capped) {
+      return cap_score(Exp2<5>(), top * set1(f.gain), set1(f.cap), zero());
+    }
+    return top * factor;
+  }
+};
+
+template <Score kScore>
+inline void find_peaks(const ScoreFactors& f, const TileStep& s, Vec* top) {
+  Peak<kScore> peak(f, s);
+  peak.rows(s);
+  for (int half = 0; half < 2; ++half) top[half] = peak.result(f, s, half);
+}
+
+// A panel's reference follows its peak only when the peak has left it by 2^8, which a float32
+// bears easily; most blocks then leave the output as it is.
+template <Operands kOperands>
+inline void follow_peak(TileStep& s, const Vec* top) {
+  TilePanel& p = *s.panel;
+  // A float16 is kept whole only down to 2^-14, so weights in it stand 2^7 higher.
+  const Vec lift = set1(kOperands == Operands::float16 ? 7.0f : 0.0f);
+  const Vec slack = set1(8.0f) + lift;
+  __mmask16 moved = 0;
+  for (int half = 0; half < 2; ++half) {
+    const Vec before = load(p.reference + half * kTile);
+    const __mmask16 up = _mm512_cmp_ps_mask(top[half], before + slack, _CMP_GT_OQ);
+    const Vec after = _mm512_mask_sub_ps(before, up, top[half], lift);
+    Vec keep = _mm512_mask_mov_ps(set1(1.0f), up, exp2_exact(before - after));
+    store(p.reference + half * kTile, after);
+    store(p.sum + half * kTile, load(p.sum + half * kTile) * keep);
+    if (s.moved) keep = keep * load(s.keep + half * kTile);
+    store(s.keep + half * kTile, keep);
+    moved |= up;
+  }
+  s.moved = s.moved || moved != 0;
+}
+
+// The softmax of a block whose weights left their range, relative to its peaks.
+template <Operands kOperands, Score kScore>
+__attribute__((noinline)) void soften_again(const ScoreFactors& f, TileStep& s) {
+  ScoreFactors seen = f;
+  if (s.shaped) seen.factor = 1.0f;
+  Vec top[2];
+  find_peaks<kScore>(seen, s, top);
+  follow_peak<kOperands>(s, top);
+  Softening<kOperands, kScore> soft(f, s);
+  for (int64_t i = 0; i < s.depth * kTile; ++i) {
+    soft.template pair<0>(i);
+    soft.template pair<1>(i);
+  }
+  soft.finish(*s.panel);
+}
+
+inline void keep_output(const TileStep& s, const TileShape& shape) {
+  const Vec low = load(s.keep), high = load(s.keep + kTile);
+  float* o = s.panel->o;
+  for (int r = 0; r < shape.columns * kTile; ++r, o += kTilePanel) {
+    store(o, load(o) * low);
+    store(o + kTile, load(o + kTile) * high);
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#endif  // __AMX_BF16__
