@@ -21,7 +21,7 @@ constexpr int kAccumulators = 12, kBlockRows = 192;
 #endif
 // One block's queries, outputs, keys and values stay within the second-level cache.
 constexpr int kPanelsPerBlock = kBlockRows / kPanel;
-constexpr int kBlockKeys = 128;
+constexpr int kBlockKeys = 64;
 constexpr int kKeyStep = 8;
 
 // A block's queries, outputs and values, and the next block's keys and values.
