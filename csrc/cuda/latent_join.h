@@ -34,12 +34,11 @@ class LatentJoin {
 
   // Joins what came to the inbox: the whole rows, or the piece of them that the cluster has.
   __device__ void empty(const LatentInbox<S>& inbox) {
-    const int sharers = s_.sharers;
     for (int i = thread_; i < rows_.count * kQuads; i += kThreads) {
       LatentQuad own[1 << kMostLatentCluster], joined;
 #pragma unroll
       for (int j = 0; j < 1 << kMostLatentCluster; ++j) {
-        if (j < sharers) own[j] = inbox.read(j, i / kQuads, i % kQuads);
+        if (j < s_.sharers) own[j] = inbox.read(j, i / kQuads, i % kQuads);
       }
       joined.add(own);
       keep(i, pieces_.piece, joined, pieces_.pieces == 1, 0);

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(S::threads, 1)
   let_next_grid_start();
   wait_for_previous_grid();
   if (group == 0) {
-    take_registers<S::score_registers>();
+    give_registers<S::score_registers>();
     Scorer<S>(a, shared, control).run();
   } else if (group <= S::groups) {
     take_registers<S::sum_registers>();

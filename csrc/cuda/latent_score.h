@@ -60,20 +60,12 @@ class Scorer {
       reference_[r] = -INFINITY;
       total_[r] = 0.0f;
       const T* from = static_cast<const T*>(a_.q) + place.token * a_.q_token +
-                      place.head * a_.q_head + S::query_panels * kPanelColumns;
-      hold_queries(place.used ? reinterpret_cast<const uint4*>(from) : nullptr, r);
-    }
-  }
-  // Each lane of four reads all eight columns of every fourth eight, and needs two of each eight;
-  // see wgmma.h. All lanes call it.
-  __device__ void hold_queries(const uint4* from, int r) {
+                      place.head * a_.q_head + S::query_panels * kPanelColumns + lane_ % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 2 * S::held_panels; ++i) {
-      const uint4 x = from ? from[4 * i + lane_ % 4] : uint4{};
-      uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
-      transpose_quad(pairs, lane_);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) held_[8 * i + j / 2 * 4 + j % 2 * 2 + r] = pairs[j];
+      for (int i = 0; i < 8 * S::held_panels; ++i) {  // eight columns each; see wgmma.h
+        uint32_t& pair = held_[i / 2 * 4 + i % 2 * 2 + r];
+        pair = place.used ? *reinterpret_cast<const uint32_t*>(from + 8 * i) : 0;
+      }
     }
   }
 

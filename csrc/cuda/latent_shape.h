@@ -22,12 +22,12 @@ struct Latent {
   static constexpr int threads = kGroupThreads * (1 + groups + 1);
   static constexpr int score_warps = 4, sum_warps = 4 * groups, key_warps = 3;
   // In all what the warpgroups have at the start, 128 each.
-  static constexpr int score_registers = 136, sum_registers = 176, copy_registers = 24;
+  static constexpr int score_registers = 128, sum_registers = 176, copy_registers = 32;
 
   static constexpr int value_panels = dim / kPanelColumns, panels = key_dim / kPanelColumns;
   // The queries' last panels are held in registers, from where they reach the matrix units without
   // a way through shared memory: that has as much to do as the units.
-  static constexpr int held_panels = 4, query_panels = panels - held_panels;
+  static constexpr int held_panels = 3, query_panels = panels - held_panels;
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
   // In shared memory: the queries but for what the scoring warpgroup holds; the stages of keys; the
