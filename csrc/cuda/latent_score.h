@@ -71,9 +71,9 @@ class Scorer {
 
   // The products of the tile's queries and the unit's keys, panel by panel as they arrive.
   __device__ void multiply(Scores& scores, const LatentTurn<S>& at, bool last) const {
-    const uint64_t q = operand_of_rows(shared_);
+    const uint64_t q = operand_of_rows(without_rank(shared_));
     const uint64_t k =
-        operand_of_rows(shared_ + S::keys_at + at.stage * S::panels * S::panel_bytes);
+        operand_of_rows(without_rank(shared_) + S::keys_at + at.stage * S::panels * S::panel_bytes);
     uint64_t* full = control_.full[at.stage];
 #pragma unroll
     for (int i = -1; i < S::value_panels; ++i) {

@@ -109,7 +109,7 @@ class Summer {
   // matrix units to the next unit's scores, if those keys are there: so that there is something to
   // multiply while these scores become weights.
   __device__ void multiply(const LatentTurn<S>& at, bool last) {
-    const uint64_t v = operand_of_columns(values_at(at.stage), S::panel_bytes);
+    const uint64_t v = operand_of_columns(without_rank(values_at(at.stage)), S::panel_bytes);
     constexpr int kSteps = S::part_keys / 16;
     uint32_t weights[S::unit_keys / 16][4];
     hold(sums_[0]);

@@ -13,20 +13,20 @@ namespace mainboard::cuda {
 inline constexpr int kPanelColumns = 64;
 inline constexpr int kPanelRowBytes = 128;
 
-// An address's field of an operand. In a cluster, addresses have the block's rank above it.
-__device__ inline uint64_t operand_start(uint32_t address) { return (address & 0x3ffff) >> 4; }
+// In a cluster, addresses have the block's rank above the 18 bits that an operand takes.
+__device__ inline uint32_t without_rank(uint32_t address) { return address & 0x3ffff; }
 
 // An operand in shared memory whose rows are contiguous along what is summed over (queries, keys).
 // Sixteen columns further is 32 bytes further, up to the end of the panel.
 __device__ inline uint64_t operand_of_rows(uint32_t address) {
   constexpr uint64_t kSwizzle128 = 1, kEightRows = 8 * kPanelRowBytes;
-  return kSwizzle128 << 62 | (kEightRows >> 4) << 32 | uint64_t{1} << 16 | operand_start(address);
+  return kSwizzle128 << 62 | (kEightRows >> 4) << 32 | uint64_t{1} << 16 | address >> 4;
 }
 // An operand whose rows are what is summed over (values); `panel_bytes` from panel to panel.
 __device__ inline uint64_t operand_of_columns(uint32_t address, uint32_t panel_bytes) {
   constexpr uint64_t kSwizzle128 = 1, kEightRows = 8 * kPanelRowBytes;
   return kSwizzle128 << 62 | (kEightRows >> 4) << 32 | uint64_t{panel_bytes >> 4} << 16 |
-         operand_start(address);
+         address >> 4;
 }
 // The operand that many bytes further on.
 __device__ inline uint64_t advanced(uint64_t operand, uint32_t bytes) {
