@@ -120,8 +120,9 @@ def arguments(case: AttentionCase, device: str) -> tuple[list[Any], Any]:
     return [
         given.q, given.k, given.v, out, lse, o["cu_seqlens_q"], o.get("cu_seqlens_k"),
         o.get("seqused_k"), o.get("block_table"), o["max_seqlen_q"], o["max_seqlen_k"],
-        case.head_dim**-0.5, case.causal, *case.window, case.softcap, o.get("alibi_slopes"),
+        case.head_dim**-0.5, case.causal is True, *case.window, case.softcap, o.get("alibi_slopes"),
         o.get("sinks"), o.get("k_scale"), o.get("v_scale"), case.deterministic,
+        o["causal"] if isinstance(case.causal, tuple) else None,
     ], given  # fmt: skip
 
 
