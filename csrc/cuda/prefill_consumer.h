@@ -1,7 +1,6 @@
 // The warpgroups of a prefill kernel that compute.
 #pragma once
 
-#include "csrc/cuda/prefill_output.h"
 #include "csrc/cuda/prefill_shape.h"
 #include "csrc/cuda/prefill_transform.h"
 
@@ -331,7 +330,47 @@ class Consumer {
 
   __device__ void finish(const Tile& t, const Softmax<T>& softmax) const {
     const float v_scale = scale_of(a_.v_scale, a_.v_scale_stride, t);
-    write_out<S>(a_, t, softmax, sums_, v_scale, lane_, warp_row_);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const RowPlace place(a_, t, warp_row_ + lane_ / 4 + 8 * r);
+      const bool inside = place.token < t.queries;
+      const float sink = a_.sinks && inside ? a_.sinks[place.head] : kMinusInfinity;
+      float lse;
+      const float factor = softmax.finish(r, sink, &lse) * v_scale;
+      const int64_t token = t.first_query + place.token;
+      if (a_.lse && inside && lane_ % 4 == 0) a_.lse[place.head * a_.lse_head + token] = lse;
+      T* out = static_cast<T*>(a_.out) + token * a_.out_token + place.head * a_.out_head;
+#pragma unroll
+      for (int column = 0; column < S::value_dim; column += 32) {
+        const uint4 eight = transposed(column / 2 + 2 * r, factor);
+        const int own = column + 8 * (lane_ % 4);
+        if (inside && own < a_.value_dim) *reinterpret_cast<uint4*>(out + own) = eight;
+      }
+    }
+  }
+
+  // Of 32 columns, four neighbouring lanes have every fourth pair: each gets eight in a row.
+  __device__ uint4 transposed(int at, float factor) const {
+    uint32_t w[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      w[j] = pack_output(sums_[at + 4 * j] * factor, sums_[at + 4 * j + 1] * factor);
+    }
+    const bool odd = lane_ % 2 != 0, high = lane_ % 4 > 1;
+    exchange(1, odd, w[0], w[1]);
+    exchange(1, odd, w[2], w[3]);
+    exchange(2, high, w[0], w[2]);
+    exchange(2, high, w[1], w[3]);
+    return {w[0], w[1], w[2], w[3]};
+  }
+  __device__ uint32_t pack_output(float low, float high) const {
+    return S::fp8 && a_.bf16 ? pack<__nv_bfloat16>(low, high) : pack<T>(low, high);
+  }
+  // Swaps the lower lane's second word for the upper lane's first.
+  __device__ static void exchange(int distance, bool upper, uint32_t& first, uint32_t& second) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? first : second, distance);
+    first = upper ? other : first;
+    second = upper ? second : other;
   }
 
   const Prefill& a_;
