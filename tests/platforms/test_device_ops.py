@@ -223,7 +223,11 @@ def test_cpu_dtypes() -> None:
             types.SimpleNamespace(use_mla=False, use_sparse=False),
             "mainboard.kernels.backends.cpu.CpuAttentionBackend",
         ),
-        (types.SimpleNamespace(use_mla=True), ""),
+        (
+            types.SimpleNamespace(use_mla=True),
+            "mainboard.kernels.backends.latent.LatentAttentionBackend",
+        ),
+        (types.SimpleNamespace(use_mla=True, use_sparse=True), ""),
         (types.SimpleNamespace(use_sparse=True), ""),
     ],
 )
