@@ -16,7 +16,9 @@ from mainboard.kernels.backends.interface import AttentionImpl, AttentionLayer, 
 from mainboard.kernels.backends.operators import (
     OperatorAttentionBackend,
     OperatorMetadata,
+    as_stored,
     cache_dtype,
+    refuse_quantized_output,
 )
 from mainboard.kernels.support import Request
 
@@ -115,10 +117,7 @@ class LatentAttentionImpl(AttentionImpl[OperatorMetadata]):
         Raises:
             UnsupportedConfigurationError: a quantized output is asked for.
         """
-        if output_scale is not None or output_block_scale is not None:
-            raise UnsupportedConfigurationError(
-                "a quantized output was asked for; the operators write the queries' dtype"
-            )
+        refuse_quantized_output(output_scale, output_block_scale)
         from mainboard.kernels import mla_decode
 
         if not self.shares_cache:
@@ -140,7 +139,7 @@ class LatentAttentionImpl(AttentionImpl[OperatorMetadata]):
         """Write new rows, given as latent and rotary parts, into the cache."""
         from mainboard.kernels import concat_and_cache_mla
 
-        tokens, cache = attn_metadata.tokens, self._rows(kv_cache)
+        tokens, cache = attn_metadata.tokens, as_stored(kv_cache, self.kv_cache_dtype)
         concat_and_cache_mla(
             kv_c.view(-1, self.latent)[:tokens],
             k_pe.view(-1, self.head_size - self.latent)[:tokens],
@@ -187,7 +186,7 @@ class LatentAttentionImpl(AttentionImpl[OperatorMetadata]):
                 "latent attention that is causal for some sequences only was asked for; "
                 "mla_decode takes one answer for the whole batch, so split it in two"
             )
-        cache = self._rows(kv_cache)
+        cache = as_stored(kv_cache, self.kv_cache_dtype)
         return {
             "q": query.view(-1, self.num_heads, self.head_size)[: batch.tokens],
             "kv_cache": cache,
@@ -201,11 +200,6 @@ class LatentAttentionImpl(AttentionImpl[OperatorMetadata]):
             "causal": batch.causal,
             "kv_scale": self._scale(layer, cache),
         }
-
-    def _rows(self, kv_cache: Tensor) -> Tensor:
-        if self.kv_cache_dtype is not None and kv_cache.dtype is torch.uint8:
-            return kv_cache.view(self.kv_cache_dtype)  # engines allocate 8-bit floats as bytes
-        return kv_cache
 
     @staticmethod
     def _scale(layer: AttentionLayer, cache: Tensor) -> Tensor | None:

@@ -32,7 +32,9 @@ __all__ = [
     "OperatorAttentionImpl",
     "OperatorMetadata",
     "OperatorMetadataBuilder",
+    "as_stored",
     "cache_dtype",
+    "refuse_quantized_output",
 ]
 
 CACHE_DTYPES: dict[str, torch.dtype | None] = {
@@ -66,6 +68,23 @@ def cache_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
         kind: torch.dtype = current_platform.fp8_dtype()
         return kind
     return CACHE_DTYPES[name]
+
+
+def as_stored(kv_cache: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A cache of its own type: engines allocate 8-bit floats as bytes."""
+    return kv_cache.view(dtype) if dtype and kv_cache.dtype is torch.uint8 else kv_cache
+
+
+def refuse_quantized_output(scale: Tensor | None, block_scale: Tensor | None) -> None:
+    """Refuse what no operator writes.
+
+    Raises:
+        UnsupportedConfigurationError: one of the scales is given.
+    """
+    if scale is not None or block_scale is not None:
+        raise UnsupportedConfigurationError(
+            "a quantized output was asked for; the operators write the queries' dtype"
+        )
 
 
 @dataclass
@@ -159,10 +178,7 @@ class OperatorAttentionImpl(AttentionImpl[OperatorMetadata]):
         Raises:
             UnsupportedConfigurationError: a quantized output is asked for.
         """
-        if output_scale is not None or output_block_scale is not None:
-            raise UnsupportedConfigurationError(
-                "a quantized output was asked for; the operators write the queries' dtype"
-            )
+        refuse_quantized_output(output_scale, output_block_scale)
         from mainboard.kernels import attention, reshape_and_cache
 
         self._move_to(query.device)
@@ -201,9 +217,8 @@ class OperatorAttentionImpl(AttentionImpl[OperatorMetadata]):
         return output
 
     def _caches(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kv_cache_dtype is not None and kv_cache.dtype is torch.uint8:
-            kv_cache = kv_cache.view(self.kv_cache_dtype)  # engines allocate 8-bit floats as bytes
-        return (self.backend or AttentionBackend).split_kv_cache(kv_cache)
+        stored = as_stored(kv_cache, self.kv_cache_dtype)
+        return (self.backend or AttentionBackend).split_kv_cache(stored)
 
     @staticmethod
     def _scales(layer: AttentionLayer) -> tuple[Tensor | None, Tensor | None]:
