@@ -50,6 +50,7 @@ void describe_queries(const Tensor& q, const Tensor& out, const std::optional<Te
   a->lse_head = lse ? lse->stride(0) : 0;
   a->cu_queries = cu_queries.data<const int>();
   a->sequences = static_cast<int>(cu_queries.size(0) - 1);
+  a->tokens = static_cast<int>(q.size(0));
   a->heads = static_cast<int>(q.size(1));
 }
 
@@ -61,6 +62,10 @@ Decode describe(const AttentionCall& call) {
   a.v = cache_rows(call.v);
   a.table = pointer<int>(call.table);
   a.table_row = call.table ? call.table->stride(0) : 0;
+  const int64_t page_keys = call.table ? call.k.size(1) : 1;
+  a.pages = call.table ? static_cast<int>(std::min(call.k.size(0), call.v.size(0))) : 0;
+  a.most_keys = static_cast<int>(std::min<int64_t>(
+      INT32_MAX, call.table ? call.table->size(1) * page_keys : call.k.size(0)));
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
@@ -97,7 +102,7 @@ int log2_of(int power) {
 
 // Larger units are those whose arithmetic takes longer.
 int spread_units(const DecodeKernel& kernel, Clusters clusters) {
-  return !clusters.spread ? 0 : kernel.unit_keys > 64 ? 2 : 8;
+  return !clusters.spread ? 0 : kernel.unit_keys > 64 ? 2 : 4;
 }
 
 // The clusters to launch a grid in, if each tile there can be may have one of its own and that pays
@@ -135,7 +140,9 @@ void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t t
   int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
   const Clusters clusters = clusters_for(a, kernel, device, most_keys);
   if (clusters.blocks > 1) {
-    grid = clusters_at_once(device, kernel, clusters) * clusters.blocks;
+    const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
+    grid = static_cast<int>(std::min<int64_t>(tiles, clusters_at_once(device, kernel, clusters)) *
+                            clusters.blocks);
     a.cluster = log2_of(clusters.blocks);
     a.spread_units = spread_units(kernel, clusters);
   }

@@ -66,6 +66,10 @@ struct Decode {
   int k_scale_stride, v_scale_stride;
   int slot_rows;                               // rows that a partial result has room for
   int fixed_pieces;                            // 1: cut each sequence by its own length alone
+  int tokens;  // of queries
+  int pages;   // of the caches; dense: 0
+  int most_keys;  // that a row of the table has pages for; dense: of all sequences
+  int foreseen_units;
   int rows_above = 0, rows_up_to = INT32_MAX;  // sequences of others are another launch's
   int cluster;                                 // log2 of the blocks in a cluster of the launch
   int spread_units;  // that a block may have which has a multiprocessor to itself; 0: none has
@@ -78,7 +82,7 @@ struct Decode {
 // with a multiprocessor to itself reads `spread_units` as fast as two blocks half as many each.
 MAINBOARD_BOTH inline bool clusters_pay(int64_t tiles, int64_t equal, int longest, int blocks,
                                         int cluster, int spread_units, int rows) {
-  constexpr int kGroupJoinUnits = 8;
+  constexpr int kGroupJoinUnits = 6;
   const int join_units = rows > 4 ? 3 : 2;
   const bool in_groups = tiles * kManyPieces < blocks && longest > kManyPieces;
   const int64_t busiest = (longest + (1 << cluster) - 1) >> cluster;

@@ -286,16 +286,60 @@ class Finish {
     }
   }
 
+  // What the pieces of two rows weigh, by one warp, and with it their totals.
+  struct Weights {
+    static constexpr int kRows = 2, kOfLane = kManyPieces / 32;  // pieces
+    float2 own[kRows][kOfLane];
+
+    __device__ Weights(const Places& places, int row, int rows, int count, int lane) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int k = 0; k < kOfLane; ++k) {
+          const int j = lane + 32 * k;
+          const bool used = j < count && row + r < rows;
+          own[r][k] = used ? __ldcg(places.statistics(j) + row + r) : float2{-INFINITY, 0.0f};
+        }
+      }
+    }
+    __device__ void keep(int row, int rows, int count, int lane, float* most,
+                         float2* weights) const {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float largest = own[r][0].x;
+#pragma unroll
+        for (int k = 1; k < kOfLane; ++k) largest = fmaxf(largest, own[r][k].x);
+        largest = warp_max(largest);
+        if (row + r >= rows) return;
+        if (lane == 0) most[row + r] = largest;
+#pragma unroll
+        for (int k = 0; k < kOfLane; ++k) {
+          const int j = lane + 32 * k;
+          if (j >= count) continue;
+          weights[j * rows + row + r] = {
+              largest == -INFINITY ? 0.0f : exp2_approx(own[r][k].x - largest), own[r][k].y};
+        }
+      }
+    }
+  };
+
   // The same through shared memory.
   __device__ void gather_through(char* ring, const Segment& s, int first, int step, int count,
                                  bool whole) {
     const Places places{s, a_.workspace, first, step, a_.slot_rows};
     const int rows = used_rows(s), items = rows * kQuads;
-    float2* const statistics = reinterpret_cast<float2*>(ring);
-    const int used = (count * rows * static_cast<int>(sizeof(float2)) + 15) / 16 * 16;
+    float* const most = reinterpret_cast<float*>(ring);  // of each row
+    float2* const weights = reinterpret_cast<float2*>(most + S::rows);
+    const int used = S::rows * static_cast<int>(sizeof(float)) +
+                     (count * rows * static_cast<int>(sizeof(float2)) + 15) / 16 * 16;
     float4* const sums = reinterpret_cast<float4*>(ring + used);
-    const int at_once =
-        min(items, quotient((S::ring_bytes - used) / static_cast<int>(sizeof(float4)), count));
+    int at_once = items;
+    while (used + at_once * count * static_cast<int>(sizeof(float4)) > S::ring_bytes) {
+      at_once = (at_once + 1) / 2;
+    }
+    constexpr int kAtOnceRows = kThreads / 32 * Weights::kRows;
+    const int lane = thread_ % 32, warp_row = thread_ / 32 * Weights::kRows;
+    const Weights first_rows(places, warp_row, rows, count, lane);
     for (int begin = 0; begin < items; begin += at_once) {
       const int here = min(at_once, items - begin);
       for (int i = thread_; i < here; i += kThreads) {
@@ -305,15 +349,24 @@ class Finish {
         }
       }
       commit_copies();
-      for (int i = thread_; begin == 0 && i < count * rows; i += kThreads) {
-        const int j = quotient(i, rows);
-        statistics[i] = __ldcg(places.statistics(j) + i - j * rows);
+      if (begin == 0) {
+        first_rows.keep(warp_row, rows, count, lane, most, weights);
+#pragma unroll 1
+        for (int row = warp_row + kAtOnceRows; row < rows; row += kAtOnceRows) {
+          Weights(places, row, rows, count, lane).keep(row, rows, count, lane, most, weights);
+        }
       }
       wait_for_copies<0>();
       __syncthreads();
       for (int i = thread_; i < here; i += kThreads) {
-        const Partial joined =
-            join_row(statistics + (begin + i) / kQuads, rows, sums + i, here, count);
+        const int row = (begin + i) / kQuads;
+        Partial joined;
+        joined.most = most[row];
+#pragma unroll 8
+        for (int j = 0; j < count; ++j) {
+          const float2 own = weights[j * rows + row];
+          joined.add(sums[j * here + i], own.y, own.x);
+        }
         put(s, first, begin + i, joined, whole);
       }
       __syncthreads();

@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   extern __shared__ __align__(128) char ring[];
   __shared__ Shared<S> shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  Bounds bounds = Bounds::of_lane(a, lane);
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
   const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
 
@@ -55,34 +56,52 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   // before has just written: the way is gone before that has ended, and again if they changed.
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
-  Walker<S::rows, S::unit_keys> walk(a);
+  using Walk = Walker<S::rows, S::unit_keys>;
+  static_assert(Walk::kMostFound * sizeof(Bounds) <= S::stage_bytes);
+  Walk walk(a, reinterpret_cast<Bounds*>(ring + (warp + 1) * kRing - S::stage_bytes));
   Loader<S> loader(a, ring_address + warp * kRing, warp, lane);
   Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
   Segment segment;
-  bool waited = !walk.may_plan_early();
-  if (waited) wait_for_previous_grid();
+  int loaded = 0;
 #pragma unroll 1
-  for (;;) {
-    walk.plan(lane);
-    if (!walk.done()) {
+  for (bool waited = !walk.may_plan_early();; waited = true) {
+    if (waited) {
+      wait_for_previous_grid();
+      bounds = Bounds::of_lane(a, lane);
+    }
+    walk.plan(lane, bounds);
+    bool ready = !walk.done();
+    if (ready) {
       segment = walk.segment();
       loader.place(walk, segment);
       tile.place(a, segment, warp - group, lane);
+      ready = waited || segment.is_within(a);
     }
-    if (waited) break;
-    wait_for_previous_grid();
-    if (walk.holds(lane)) break;
-    waited = true;
+    const int from = ready ? loader.begin(segment) : 0;
+    if (!waited) {
+      if (ready) loader.foresee();
+      wait_for_previous_grid();
+    }
+    let_next_grid_start();
+    bounds = Bounds::of_lane(a, lane);
+    const int now_from = ready ? loader.look_again(segment) : 0;
+    if (ready) {
+      tile.read();
+      loaded = loader.fill();
+      tile.enter(a, segment);
+    }
+    const bool same = now_from == from && (ready || walk.done());
+    if (waited || (__all_sync(0xffffffffu, same) && walk.holds(lane, bounds))) break;
+    wait_for_copies<0>();
+    loaded = 0;
   }
-  let_next_grid_start();
   if (walk.done()) return;
   if (segment.piece > 0 && segment.pieces == 1) return;  // of a cluster; the first does it all
   Finish<S> finish(a, shared, thread);
   if constexpr (S::joins_in_cluster) finish.expect_cluster();
-  loader.begin(segment);
-  tile.enter(a, segment);
+  loader.go_on();
 #pragma unroll 1
-  for (int i = 0; i < S::stages - 1; ++i) loader.load(i);
+  for (int i = loaded; i < S::stages - 1; ++i) loader.load(i);
   if constexpr (S::shares_queries) {
     tile.share_queries(a, segment, thread);
     __syncthreads();
@@ -115,6 +134,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     if (more) {  // the queries come while the results are joined
       segment = walk.segment();
       tile.place(a, segment, warp - group, lane);
+      tile.read();
       tile.enter(a, segment);
     }
     __syncthreads();

@@ -60,7 +60,7 @@ class Loader {
   using Walk = Walker<S::rows, S::unit_keys>;
 
   __device__ Loader(const Decode& a, uint32_t ring, int warp, int lane)
-      : a_(a), walk_(a), ring_(ring), warp_(warp), lane_(lane) {}
+      : a_(a), walk_(a, nullptr), ring_(ring), warp_(warp), lane_(lane) {}
 
   // Prepares to begin with a walk's segment at hand; reads nothing.
   __device__ void place(const Walk& walk, const Segment& first) {
@@ -68,28 +68,76 @@ class Loader {
     enter(first);
     if (unit_ == unit_end_ && walk_.clustered()) walk_.advance();  // there is no more
   }
-  __device__ void begin(const Segment& first) {
-    find_rows(first);
-    look_up();
+  // Finds the segment's keys: reads the table. Returns what has to be the same when the grid before
+  // has ended, if it is called before.
+  __device__ int begin(const Segment& first) {
+    looked_up_ = unit_;
+    page_ = read_page();
+    if (a_.table) {
+      const int found = page_;
+      page_ = min(max(page_, 0), a_.pages - 1);
+      return found;
+    }
+    const int begin = __ldcg(a_.cu_keys + first.index);
+    find_rows(min(max(begin, 0), a_.most_keys - keys_));
+    return begin;
+  }
+  // What `begin` would find.
+  __device__ int look_again(const Segment& first) const {
+    return a_.table ? read_page() : __ldcg(a_.cu_keys + first.index);
+  }
+  // Has the L2 bring the first keys and values.
+  __device__ void foresee() const {
+    const int row = lane_ % kBlockKeys;
+    constexpr int kLine = 128;
+#pragma unroll 1
+    for (int unit = unit_; unit < min(unit_end_, unit_ + a_.foreseen_units); ++unit) {
+#pragma unroll
+      for (int n = 0; n < S::blocks; ++n) {
+        const Rows rows = rows_of(unit, n);
+        if (row < rows.used) {
+          const char* const from = lane_ < kBlockKeys ? rows.k + int64_t{a_.k.token} * row
+                                                      : rows.v + int64_t{a_.v.token} * row;
+#pragma unroll
+          for (int at = 0; at < S::row_bytes; at += kLine) prefetch(from + at);
+        }
+      }
+    }
+  }
+  // Starts the copies of the segment's first units, one to a stage, and returns how many.
+  __device__ int fill() {
+    int stage = 0;
+#pragma unroll 1
+    for (; stage < S::stages - 1 && unit_ < unit_end_; ++stage, ++unit_) {
+      copy(stage);
+      commit_copies();
+    }
+    return stage;
   }
 
   // Starts the copies of the next unit into a stage; nothing once the block's stretch is loaded.
   __device__ void load(int stage) {
     if (!walk_.done()) {
       copy(stage);
-      if (++unit_ == unit_end_) {
-        walk_.advance();
-        if (!walk_.done()) {
-          const Segment next = walk_.segment();
-          enter(next);
-          find_rows(next);
-          look_up();
-        }
-      } else if (unit_ == looked_up_ + kAhead) {
-        look_up();
-      }
+      ++unit_;
+      go_on();
     }
     commit_copies();
+  }
+  // Goes to the next segment when all of one is on its way.
+  __device__ void go_on() {
+    if (unit_ == unit_end_) {
+      if (walk_.done()) return;
+      walk_.advance();
+      if (!walk_.done()) {
+        const Segment next = walk_.segment();
+        enter(next);
+        if (!a_.table) find_rows(a_.cu_keys[next.index]);
+        look_up();
+      }
+    } else if (unit_ == looked_up_ + kAhead) {
+      look_up();
+    }
   }
 
  private:
@@ -109,9 +157,7 @@ class Loader {
   }
 
   // Dense keys begin where the sequences before end.
-  __device__ void find_rows(const Segment& s) {
-    if (a_.table) return;
-    const int64_t begin = a_.cu_keys[s.index];
+  __device__ void find_rows(int64_t begin) {
     k_ += begin * a_.k.token;
     v_ += begin * a_.v.token;
   }
@@ -123,28 +169,38 @@ class Loader {
   // Reads the table for the next `kAhead` units.
   __device__ void look_up() {
     looked_up_ = unit_;
+    page_ = read_page();
+  }
+  __device__ int read_page() const {
     const int block = block_of(unit_ + lane_ / S::blocks, lane_ % S::blocks);
     const bool used = block * kBlockKeys < keys_ && unit_ + lane_ / S::blocks < unit_end_;
-    page_ = 0;
-    if (used) {
-      const int page = a_.page_blocks.divide(block);
-      page_ = table_ ? table_[page] : page;
-    }
+    if (!used) return 0;
+    const int page = a_.page_blocks.divide(block);
+    return table_ ? __ldcg(table_ + page) : page;
+  }
+
+  // Where a block of keys is.
+  struct Rows {
+    const char *k, *v;
+    int used;
+  };
+  __device__ Rows rows_of(int unit, int n) const {
+    const int block = block_of(unit, n);
+    const int64_t page = __shfl_sync(0xffffffffu, page_, (unit - looked_up_) * S::blocks + n);
+    const int slot = block - a_.page_blocks.divide(block) * a_.page_blocks.value;
+    const int64_t token = slot * kBlockKeys;
+    return {k_ + page * a_.k.page + token * a_.k.token, v_ + page * a_.v.page + token * a_.v.token,
+            keys_ - block * kBlockKeys};
   }
 
   __device__ void copy(int stage) {
     const uint32_t to = ring_ + stage * S::stage_bytes;
 #pragma unroll
     for (int n = 0; n < S::blocks; ++n) {
-      const int block = block_of(unit_, n);
-      const int64_t page = __shfl_sync(0xffffffffu, page_, (unit_ - looked_up_) * S::blocks + n);
-      const int slot = block - a_.page_blocks.divide(block) * a_.page_blocks.value;
-      const int64_t token = slot * kBlockKeys;
-      const int here = keys_ - block * kBlockKeys;  // keys of the block that are in use
+      const Rows rows = rows_of(unit_, n);
       const uint32_t k_to = to + n * kBlockKeys * S::pitch;
-      copy_rows(k_to, k_ + page * a_.k.page + token * a_.k.token, a_.k.token, here);
-      copy_rows(k_to + S::tensor_bytes, v_ + page * a_.v.page + token * a_.v.token, a_.v.token,
-                here);
+      copy_rows(k_to, rows.k, a_.k.token, rows.used);
+      copy_rows(k_to + S::tensor_bytes, rows.v, a_.v.token, rows.used);
     }
   }
 

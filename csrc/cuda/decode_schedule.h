@@ -17,33 +17,35 @@
 
 namespace mainboard::cuda {
 
+// What a call says of one sequence, as it stands in memory.
+struct alignas(16) Bounds {
+  int query, query_end, key, key_end;
+
+  // Past the first level of the cache: the grid before may be about to change them (decode_kernel.h),
+  // and whether it did has to be seen.
+  __device__ static Bounds read(const Decode& a, int index) {
+    Bounds b;
+    b.query = __ldcg(a.cu_queries + index);
+    b.query_end = __ldcg(a.cu_queries + index + 1);
+    b.key = a.used_keys ? 0 : __ldcg(a.cu_keys + index);
+    b.key_end = __ldcg(a.used_keys ? a.used_keys + index : a.cu_keys + index + 1);
+    return b;
+  }
+  // Those of the lane's first sequence.
+  __device__ static Bounds of_lane(const Decode& a, int lane) {
+    return lane < a.sequences ? read(a, lane) : Bounds{};
+  }
+  __device__ bool operator==(const Bounds& b) const {
+    return query == b.query && query_end == b.query_end && key == b.key && key_end == b.key_end;
+  }
+};
+
 // One sequence's lengths.
 struct Lengths {
-  int first_query = 0, queries = 0, keys = 0;
+  int first_query, queries, keys;
 
-  __device__ static Lengths read(const Decode& a, int index) {
-    return read(a, index, [](const int* p) { return *p; });
-  }
-  // Before the grid before has ended (decode_kernel.h), and to see whether it changed them: past
-  // the first level of the cache, which would have the same again.
-  __device__ static Lengths read_early(const Decode& a, int index) {
-    return read(a, index, [](const int* p) { return __ldcg(p); });
-  }
-  template <class Load>
-  __device__ static Lengths read(const Decode& a, int index, Load load) {
-    Lengths l;
-    l.first_query = load(a.cu_queries + index);
-    l.queries = load(a.cu_queries + index + 1) - l.first_query;
-    l.keys = a.used_keys ? load(a.used_keys + index)
-                         : load(a.cu_keys + index + 1) - load(a.cu_keys + index);
-    return l;
-  }
-  __device__ Lengths of_lane(int lane) const {
-    return {__shfl_sync(0xffffffffu, first_query, lane), __shfl_sync(0xffffffffu, queries, lane),
-            __shfl_sync(0xffffffffu, keys, lane)};
-  }
-  __device__ bool operator==(const Lengths& l) const {
-    return first_query == l.first_query && queries == l.queries && keys == l.keys;
+  __device__ static Lengths of(const Bounds& b) {
+    return {b.query, b.query_end - b.query, b.key_end - b.key};
   }
 };
 
@@ -85,15 +87,25 @@ struct Segment : Pieces {
   Sequence sequence;
   int head, row;  // key head; first row of the tile
   int unit, unit_end;
+
+  // Whether all that it has is where the call's tensors are, be the lengths what they may.
+  __device__ bool is_within(const Decode& a) const {
+    const Sequence& s = sequence;
+    return 0 <= unit && unit <= unit_end && 0 <= head && head < a.kv_heads && 0 <= row &&
+           0 <= s.first_query && 0 <= s.queries && s.queries <= a.tokens - s.first_query &&
+           0 <= s.keys && s.keys <= a.most_keys;
+  }
 };
 
 // Walks a block's stretch of the line. All threads of the block hold the same.
 template <int rows, int unit_keys>
 class Walker {
  public:
-  __device__ explicit Walker(const Decode& a) : a_(a) {}
+  static constexpr int kMostFound = 256;  // sequences
+
+  // `found` has room for the bounds of so many sequences, while a plan is made.
+  __device__ Walker(const Decode& a, Bounds* found) : a_(a), found_(found) {}
   __device__ Walker& operator=(const Walker& w) {
-    own_ = w.own_;
     clustered_ = w.clustered_;
     line_ = w.line_;
     index_ = w.index_;
@@ -103,23 +115,29 @@ class Walker {
     return *this;
   }
 
-  // Whether a warp holds the lengths of all sequences, so that it may plan before it may read them,
-  // and check them then.
-  __device__ bool may_plan_early() const { return a_.sequences <= kLanes; }
-  __device__ bool holds(int lane) const {
-    const Lengths now = lane < a_.sequences ? Lengths::read_early(a_, lane) : Lengths();
-    return __all_sync(0xffffffffu, now == own_);
+  // Whether a warp keeps the lengths of all sequences, so that it may plan before it may read them,
+  // and check them then: `now` are the lane's first sequence's.
+  __device__ bool may_plan_early() const { return a_.sequences <= kMostFound; }
+  __device__ bool holds(int lane, Bounds now) const {
+    bool same = true;
+#pragma unroll 1
+    for (int i = lane; i < a_.sequences; i += kLanes) {
+      if (i >= kLanes) now = Bounds::read(a_, i);
+      same &= now == found_[i];
+    }
+    return __all_sync(0xffffffffu, same);
   }
 
   // Finds the block's stretch. Whatever the lengths are, it comes to an end.
-  __device__ void plan(int lane) {
+  // `bounds` are of the lane's first sequence.
+  __device__ void plan(int lane, Bounds bounds) {
     clustered_ = false;
-    own_ = Lengths();
     int mine = 0, own_tiles = 0, longest = 0;
 #pragma unroll 1
     for (int i = lane; i < a_.sequences; i += kLanes) {
-      own_ = may_plan_early() ? Lengths::read_early(a_, i) : Lengths::read(a_, i);
-      const Sequence s = sequence_of(own_);
+      if (i >= kLanes) bounds = Bounds::read(a_, i);
+      if (may_plan_early()) found_[i] = bounds;
+      const Sequence s = sequence_of(bounds);
       mine += length(s);
       own_tiles += s.tiles_of_head * a_.kv_heads;
       longest = max(longest, length(s) > 0 ? s.positions : 0);
@@ -137,6 +155,7 @@ class Walker {
       line_.end_with_tiles(longest, kCheap);
     }
     line_.begin(walkers(), total);
+    __syncwarp();
     if (!done()) seek(lane, clustered_ ? own_tiles << a_.cluster : mine);
   }
 
@@ -170,13 +189,13 @@ class Walker {
 #pragma unroll 1
     while (tile_ >= sequence_.tiles_of_head * a_.kv_heads) {
       tile_ = 0;
-      sequence_ = sequence_of(Lengths::read(a_, ++index_));
+      sequence_ = sequence_of(Bounds::read(a_, ++index_));
     }
   }
 
  private:
-  __device__ Sequence sequence_of(const Lengths& lengths) const {
-    return Sequence::of<rows, unit_keys>(a_, lengths, clustered_);
+  __device__ Sequence sequence_of(const Bounds& bounds) const {
+    return Sequence::of<rows, unit_keys>(a_, Lengths::of(bounds), clustered_);
   }
   // Positions of a sequence on the line.
   __device__ int length(const Sequence& s) const {
@@ -209,21 +228,25 @@ class Walker {
     return clustered_ || a_.fixed_pieces ? 1 : line_.left(position_, sequence_.positions);
   }
 
+  __device__ Bounds found(int i) const {
+    return may_plan_early() ? found_[i] : Bounds::read(a_, i);
+  }
+
   // Finds where the stretch begins. Of few sequences the lane knows its `own` one's length.
   __device__ void seek(int lane, int own) {
-    const bool few = may_plan_early();
+    const bool few = a_.sequences <= kLanes;
     const SequencePlace place = find_sequence(line_.at(), a_.sequences, lane, [&](int i) {
-      return few ? own : length(sequence_of(Lengths::read(a_, i)));
+      return few ? own : length(sequence_of(found(i)));
     });
     index_ = min(place.index, a_.sequences - 1);
-    sequence_ = sequence_of(few ? own_.of_lane(index_) : Lengths::read(a_, index_));
+    sequence_ = sequence_of(found(index_));
     const int from_start = line_.at() - place.start, n = sequence_.positions;
     tile_ = from_start < n ? 0 : quotient(from_start, n);
     position_ = from_start - tile_ * n;
   }
 
   const Decode& a_;
-  Lengths own_;  // of the lane's sequence, if there is at most one
+  Bounds* const found_;
   bool clustered_;
   Line line_;
   int index_, tile_, position_;  // of the sequence, the tile in it, the position in that

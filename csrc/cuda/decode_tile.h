@@ -19,6 +19,13 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// Of numbers, not NaN, by their bits: those of negative ones the other way round.
+__device__ inline float warp_max(float x) {
+  const int bits = __float_as_int(x);
+  const int most = __reduce_max_sync(0xffffffffu, bits ^ (bits >> 31 & 0x7fffffff));
+  return __int_as_float(most ^ (most >> 31 & 0x7fffffff));
+}
+
 // The two rows of a lane: which keys they see, and their ALiBi slope in log2 units.
 struct RowPair {
   int position[2], first[2], end[2];
@@ -68,9 +75,20 @@ class Tile {
     any_below_ = S::heads == 2 || RowPlace<1>(a, s, first + 8).used;
   }
 
-  // Starts on it: reads the queries, unless they are shared, flags, slopes and scales.
-  __device__ void enter(const Decode& a, const Segment& s) {
+  // Reads the queries, unless they are shared.
+  __device__ void read() {
     if constexpr (!S::shares_queries) read_queries();
+  }
+
+  // Starts on it: reads flags, slopes and scales.
+  __device__ void enter(const Decode& a, const Segment& s) {
+    if constexpr (!S::shares_queries && S::fp8) {
+#pragma unroll
+      for (auto& step : queries_) {
+#pragma unroll
+        for (uint32_t& x : step) x = halves_of<T>(x);
+      }
+    }
     if (a.causal_flags && a.causal_flags[s.index]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) rows_.end[i] = min(rows_.end[i], rows_.position[i] + 1);
@@ -156,13 +174,6 @@ class Tile {
         const T* from = query_[i] + step * 16;
         queries_[step][i] = *reinterpret_cast<const uint32_t*>(from);
         queries_[step][2 + i] = *reinterpret_cast<const uint32_t*>(from + kNext);
-      }
-    }
-    if constexpr (S::fp8) {
-#pragma unroll
-      for (auto& step : queries_) {
-#pragma unroll
-        for (uint32_t& x : step) x = halves_of<T>(x);
       }
     }
   }

@@ -59,6 +59,12 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Has the L2 bring a line of 128 bytes. It reads nothing for this thread: whatever another grid
+// writes there meanwhile is what a later read sees.
+__device__ inline void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
+}
+
 // --- Barriers ---
 
 // Barrier `id` among `threads` threads of the block; 0 is __syncthreads's.

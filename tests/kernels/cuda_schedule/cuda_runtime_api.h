@@ -25,6 +25,7 @@ template <class T>
 T __ldcg(const T* p) {
   return *p;
 }
+inline void __syncwarp() {}
 inline bool __all_sync(unsigned, bool x) { return x; }
 inline int __reduce_add_sync(unsigned, int x) { return x; }
 inline int __reduce_max_sync(unsigned, int x) { return x; }
