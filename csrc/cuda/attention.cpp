@@ -64,8 +64,8 @@ Decode describe(const AttentionCall& call) {
   a.table_row = call.table ? call.table->stride(0) : 0;
   const int64_t page_keys = call.table ? call.k.size(1) : 1;
   a.pages = call.table ? static_cast<int>(std::min(call.k.size(0), call.v.size(0))) : 0;
-  a.most_keys = static_cast<int>(std::min<int64_t>(
-      INT32_MAX, call.table ? call.table->size(1) * page_keys : call.k.size(0)));
+  a.most_keys = static_cast<int>(
+      std::min<int64_t>(INT32_MAX, call.table ? call.table->size(1) * page_keys : call.k.size(0)));
   a.page_blocks = Divisor(call.table ? static_cast<uint32_t>(call.k.size(1) / kBlockKeys) : 1);
   a.cu_keys = pointer<int>(call.cu_keys);
   a.used_keys = pointer<int>(call.used_keys);
@@ -132,13 +132,31 @@ Clusters clusters_for(const Decode& a, const DecodeKernel& kernel, const OnDevic
   return {};
 }
 
+// The kernel with a block to a multiprocessor, where there is one and tiles are cut: into half as
+// many pieces as by two blocks, which pays if a piece is large. Where most tiles are whole, one
+// block's ends are hidden by the other.
+const DecodeKernel* kernel_alone(const Decode& a, const DecodeKernel& kernel,
+                                 const OnDevice& device, int64_t rows) {
+  constexpr int kLargePiece = 8;  // rows
+  const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
+  if (a.fixed_pieces || kernel.heads > 1 || a.slot_rows < kLargePiece ||
+      tiles >= device.multiprocessors()) {
+    return nullptr;
+  }
+  return find_decode_alone(kernel.query, kernel.cache, kernel.head_dim, rows);
+}
+
 // Queues a call whose sequences bring at most `rows` rows for each key head.
-void run(Decode a, const DecodeKernel& kernel, const OnDevice& device, int64_t tokens, int64_t rows,
+void run(Decode a, DecodeKernel kernel, const OnDevice& device, int64_t tokens, int64_t rows,
          int64_t dim, int64_t most_keys) {
   const int tile_rows = kernel.row_tiles * kTileRows;
   a.slot_rows = static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows));
-  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
   const Clusters clusters = clusters_for(a, kernel, device, most_keys);
+  if (clusters.blocks == 1) {
+    const DecodeKernel* alone = kernel_alone(a, kernel, device, rows);
+    if (alone != nullptr) kernel = *alone;
+  }
+  int grid = device.multiprocessors() * kernel.blocks_per_multiprocessor;
   if (clusters.blocks > 1) {
     const int64_t tiles = int64_t{a.sequences} * a.kv_heads;
     grid = static_cast<int>(std::min<int64_t>(tiles, clusters_at_once(device, kernel, clusters)) *

@@ -64,12 +64,11 @@ struct Decode {
   float softcap;
   const float *alibi_slopes, *sinks, *k_scale, *v_scale;
   int k_scale_stride, v_scale_stride;
-  int slot_rows;                               // rows that a partial result has room for
-  int fixed_pieces;                            // 1: cut each sequence by its own length alone
-  int tokens;  // of queries
-  int pages;   // of the caches; dense: 0
-  int most_keys;  // that a row of the table has pages for; dense: of all sequences
-  int foreseen_units;
+  int slot_rows;     // rows that a partial result has room for
+  int fixed_pieces;  // 1: cut each sequence by its own length alone
+  int tokens;        // of queries
+  int pages;         // of the caches; dense: 0
+  int most_keys;     // that a row of the table has pages for; dense: of all sequences
   int rows_above = 0, rows_up_to = INT32_MAX;  // sequences of others are another launch's
   int cluster;                                 // log2 of the blocks in a cluster of the launch
   int spread_units;  // that a block may have which has a multiprocessor to itself; 0: none has
@@ -104,6 +103,8 @@ struct DecodeKernel {
 
 // The kernel for `rows` rows in each sequence, or null.
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
+// The one whose blocks have a multiprocessor each, where there is one.
+const DecodeKernel* find_decode_alone(DType query, DType cache, int64_t head_dim, int64_t rows);
 // The one that walks two key heads side by side, where there is one and the rows fit it.
 const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows);
 

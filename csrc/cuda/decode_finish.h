@@ -46,7 +46,7 @@ struct Partial {
 // What the block's threads share apart from the ring.
 template <class S>
 struct Shared {
-  float2 warp_statistics[kWarps][kTileRows];  // maximum and total
+  float2 warp_statistics[S::warps][kTileRows];  // maximum and total
   bool is_last;
   uint64_t inbox_full;  // counts the bytes that the cluster's other blocks sent
 };
@@ -55,7 +55,7 @@ template <class S>
 class Finish {
  public:
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
-  static constexpr int kGroups = kWarps / S::row_tiles;
+  static constexpr int kGroups = S::warps / S::row_tiles;
   static constexpr int kThreads = S::threads;
   static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
 

@@ -43,12 +43,11 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
 }
 
 template <class S>
-__global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
+__global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
     decode(const __grid_constant__ Decode a) {
   extern __shared__ __align__(128) char ring[];
   __shared__ Shared<S> shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  Bounds bounds = Bounds::of_lane(a, lane);
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
   const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
 
@@ -61,15 +60,14 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   Walk walk(a, reinterpret_cast<Bounds*>(ring + (warp + 1) * kRing - S::stage_bytes));
   Loader<S> loader(a, ring_address + warp * kRing, warp, lane);
   Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
+  Finish<S> finish(a, shared, thread);
+  if constexpr (S::joins_in_cluster) finish.expect_cluster();
   Segment segment;
   int loaded = 0;
 #pragma unroll 1
   for (bool waited = !walk.may_plan_early();; waited = true) {
-    if (waited) {
-      wait_for_previous_grid();
-      bounds = Bounds::of_lane(a, lane);
-    }
-    walk.plan(lane, bounds);
+    if (waited) wait_for_previous_grid();
+    walk.plan(lane);
     bool ready = !walk.done();
     if (ready) {
       segment = walk.segment();
@@ -79,11 +77,11 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
     }
     const int from = ready ? loader.begin(segment) : 0;
     if (!waited) {
-      if (ready) loader.foresee();
+      if (ready && a.cluster == 0) loader.foresee();
       wait_for_previous_grid();
     }
     let_next_grid_start();
-    bounds = Bounds::of_lane(a, lane);
+    const Bounds bounds = Bounds::read_if_any(a, lane);
     const int now_from = ready ? loader.look_again(segment) : 0;
     if (ready) {
       tile.read();
@@ -97,8 +95,6 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
   }
   if (walk.done()) return;
   if (segment.piece > 0 && segment.pieces == 1) return;  // of a cluster; the first does it all
-  Finish<S> finish(a, shared, thread);
-  if constexpr (S::joins_in_cluster) finish.expect_cluster();
   loader.go_on();
 #pragma unroll 1
   for (int i = loaded; i < S::stages - 1; ++i) loader.load(i);
@@ -117,7 +113,7 @@ __global__ void __launch_bounds__(32 * kWarps, S::blocks_per_multiprocessor)
       wait_for_copies<S::stages - 2>();
       group_barrier<S>(warp);
       loader.load(stage == 0 ? S::stages - 1 : stage - 1);
-      const int block = segment.sequence.first_block + unit * (kWarps * S::blocks);
+      const int block = segment.sequence.first_block + unit * (S::warps * S::blocks);
       attend_to_stage(a, tile, ring_address + group * kRing + stage * S::stage_bytes,
                       (block + group * S::blocks) * kBlockKeys, lane);
       last = stage;

@@ -12,7 +12,7 @@ namespace mainboard::cuda {
 // neighbouring key heads it walks side by side. Memory gives lines of 256 bytes faster than ones of
 // 128: where a head's rows are short, two heads make one row of a cache, and share the 16 rows of a
 // tile.
-template <class T_, class KV_, int dim_, int row_tiles_, int heads_ = 1>
+template <class T_, class KV_, int dim_, int row_tiles_, int heads_ = 1, int warps_ = kWarps>
 struct Shape {
   using T = T_;    // queries and output
   using KV = KV_;  // cache
@@ -21,7 +21,7 @@ struct Shape {
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
-  static constexpr int threads = 32 * kWarps;
+  static constexpr int warps = warps_, threads = 32 * warps;
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
   static constexpr int head_bytes = dim * static_cast<int>(sizeof(KV)),
                        row_bytes = heads * head_bytes;
@@ -29,27 +29,28 @@ struct Shape {
   // Of keys, in one warp's stage.
   static constexpr int blocks = heads == 1 ? (fp8 || dim == 64 ? 2 : 1) : row_bytes <= 128 ? 2 : 1;
   static constexpr int warp_keys = blocks * kBlockKeys;
-  static constexpr int unit_keys = kWarps * warp_keys;
+  static constexpr int unit_keys = warps * warp_keys;
   // A warp's partial result is kept where its last keys and values were.
   static constexpr int sums_pitch = dim + 8;
   static constexpr int tensor_bytes = warp_keys * pitch;
   static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
   static constexpr int stage_bytes = 2 * tensor_bytes > sums_bytes ? 2 * tensor_bytes : sums_bytes;
-  static constexpr int blocks_per_multiprocessor = dim <= 128 ? 2 : 1;
+  static constexpr int blocks_per_multiprocessor = dim <= 128 && warps == kWarps ? 2 : 1;
   // Long rows of queries are read from shared memory each time: registers hold the sums.
   static constexpr bool shares_queries = dim > 128;
   static constexpr int query_pitch = 2 * dim + 16;
   static constexpr int query_bytes = shares_queries ? rows * query_pitch : 0;
   static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
-  static constexpr int most_stages = memory / (kWarps * stage_bytes);
+  static constexpr int most_stages = memory / (warps * stage_bytes);
   static constexpr int stages = most_stages < 6 ? most_stages : 6;
   static_assert(stages >= 2);
   // Blocks of a cluster keep what others send them in one warp's stages, all but the first.
   static constexpr int inbox_bytes = (stages - 1) * stage_bytes;
   static constexpr int most_items = rows * dim / 4 + kMostClusterBlocks;  // at most, with the rest
-  static constexpr bool joins_in_cluster = row_tiles == 1 && most_items * (16 + 8) <= inbox_bytes;
+  static constexpr bool joins_in_cluster =
+      warps == kWarps && row_tiles == 1 && most_items * (16 + 8) <= inbox_bytes;
   // An odd number of 16-column steps reads 16 bytes past the last row.
-  static constexpr int ring_bytes = kWarps * stages * stage_bytes + 16;
+  static constexpr int ring_bytes = warps * stages * stage_bytes + 16;
   static constexpr int shared_bytes = ring_bytes + query_bytes;
 };
 
@@ -91,7 +92,7 @@ class Loader {
     const int row = lane_ % kBlockKeys;
     constexpr int kLine = 128;
 #pragma unroll 1
-    for (int unit = unit_; unit < min(unit_end_, unit_ + a_.foreseen_units); ++unit) {
+    for (int unit = unit_; unit < min(unit_end_, unit_ + kForeseenUnits); ++unit) {
 #pragma unroll
       for (int n = 0; n < S::blocks; ++n) {
         const Rows rows = rows_of(unit, n);
@@ -142,6 +143,7 @@ class Loader {
 
  private:
   static constexpr int kAhead = 32 / S::blocks;  // units whose pages a warp holds, one a lane
+  static constexpr int kForeseenUnits = 1;
   static constexpr int kChunks = S::row_bytes / 16;
   static constexpr int kAll = kBlockKeys * kChunks;  // copies for a block of keys or values
   static constexpr int kCopies = (kAll + 31) / 32;   // of a lane
@@ -163,7 +165,7 @@ class Loader {
   }
 
   __device__ int block_of(int unit, int n) const {
-    return block_ + unit * (kWarps * S::blocks) + n;
+    return block_ + unit * (S::warps * S::blocks) + n;
   }
 
   // Reads the table for the next `kAhead` units.

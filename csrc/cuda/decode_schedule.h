@@ -21,8 +21,8 @@ namespace mainboard::cuda {
 struct alignas(16) Bounds {
   int query, query_end, key, key_end;
 
-  // Past the first level of the cache: the grid before may be about to change them (decode_kernel.h),
-  // and whether it did has to be seen.
+  // Past the first level of the cache: the grid before may be about to change them
+  // (decode_kernel.h), and whether it did has to be seen.
   __device__ static Bounds read(const Decode& a, int index) {
     Bounds b;
     b.query = __ldcg(a.cu_queries + index);
@@ -31,9 +31,9 @@ struct alignas(16) Bounds {
     b.key_end = __ldcg(a.used_keys ? a.used_keys + index : a.cu_keys + index + 1);
     return b;
   }
-  // Those of the lane's first sequence.
-  __device__ static Bounds of_lane(const Decode& a, int lane) {
-    return lane < a.sequences ? read(a, lane) : Bounds{};
+  // If there is such a sequence.
+  __device__ static Bounds read_if_any(const Decode& a, int index) {
+    return index < a.sequences ? read(a, index) : Bounds{};
   }
   __device__ bool operator==(const Bounds& b) const {
     return query == b.query && query_end == b.query_end && key == b.key && key_end == b.key_end;
@@ -122,22 +122,24 @@ class Walker {
     bool same = true;
 #pragma unroll 1
     for (int i = lane; i < a_.sequences; i += kLanes) {
-      if (i >= kLanes) now = Bounds::read(a_, i);
+      const Bounds next = Bounds::read_if_any(a_, i + kLanes);
       same &= now == found_[i];
+      now = next;
     }
     return __all_sync(0xffffffffu, same);
   }
 
   // Finds the block's stretch. Whatever the lengths are, it comes to an end.
-  // `bounds` are of the lane's first sequence.
-  __device__ void plan(int lane, Bounds bounds) {
+  __device__ void plan(int lane) {
     clustered_ = false;
+    Bounds bounds = Bounds::read_if_any(a_, lane);
     int mine = 0, own_tiles = 0, longest = 0;
 #pragma unroll 1
     for (int i = lane; i < a_.sequences; i += kLanes) {
-      if (i >= kLanes) bounds = Bounds::read(a_, i);
-      if (may_plan_early()) found_[i] = bounds;
-      const Sequence s = sequence_of(bounds);
+      const Bounds own = bounds;
+      bounds = Bounds::read_if_any(a_, i + kLanes);  // the next, while this is looked at
+      if (may_plan_early()) found_[i] = own;
+      const Sequence s = sequence_of(own);
       mine += length(s);
       own_tiles += s.tiles_of_head * a_.kv_heads;
       longest = max(longest, length(s) > 0 ? s.positions : 0);

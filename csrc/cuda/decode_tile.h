@@ -108,7 +108,7 @@ class Tile {
   // All threads of the block copy its queries, between barriers.
   __device__ void share_queries(const Decode& a, const Segment& s, int thread) {
     constexpr int kPairs = S::dim / 2;
-    for (int i = thread; i < S::rows * kPairs; i += 32 * kWarps) {
+    for (int i = thread; i < S::rows * kPairs; i += S::threads) {
       const int row = i / kPairs, pair = i % kPairs;
       const Place place(a, s, s.row + row);
       const T* from = static_cast<const T*>(a.q) + place.token * a.q_token + place.head * a.q_head;

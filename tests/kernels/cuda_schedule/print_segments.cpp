@@ -55,7 +55,7 @@ void print_decode() {
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
     Bounds found[Walker<16, 64>::kMostFound];
     Walker<16, 64> walk(a, found);
-    for (walk.plan(0, Bounds::of_lane(a, 0)); !walk.done(); walk.advance()) {
+    for (walk.plan(0); !walk.done(); walk.advance()) {
       const Segment s = walk.segment();
       print(s, s.index, s.head, s.row, s.unit, s.unit_end, walk.clustered() ? -1 : s.slot(s.piece),
             walk.clustered() ? -1 : s.counter);
