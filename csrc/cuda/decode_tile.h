@@ -53,17 +53,18 @@ class Tile {
   using KV = typename S::KV;
   using Matrix = typename S::Matrix;
   using Place = RowPlace<S::heads>;
-  static constexpr int kSteps = S::dim / 16;
+  static constexpr int kSteps = S::dim / 16, kSumSteps = S::sums_dim / 16;
 
   // `queries` is where the block's queries are, or would be if it shared them.
-  __device__ Tile(char* queries, int row_tile, int lane) : shared_queries_(queries) {
-    const int row = row_tile * kTileRows + lane % 16;
+  __device__ Tile(char* queries, int in_team, int lane)
+      : shared_queries_(queries), in_team_(in_team) {
+    const int row = in_team / S::columns * kTileRows + lane % 16;
     query_row_ = shared_address(queries) + row * S::query_pitch + lane / 16 * 16;
   }
 
   // Prepares for a segment: what the rows may see, and where their queries are; reads nothing.
-  __device__ void place(const Decode& a, const Segment& s, int row_tile, int lane) {
-    const int first = s.row + row_tile * kTileRows;
+  __device__ void place(const Decode& a, const Segment& s, int lane) {
+    const int first = s.row + in_team_ / S::columns * kTileRows;
     place_rows(a, s, first, lane);
     any_below_ = S::heads == 2 || RowPlace<1>(a, s, first + 8).used;
   }
@@ -90,7 +91,7 @@ class Tile {
   // All threads of the block copy its queries, between barriers.
   __device__ void share_queries(const Decode& a, const Segment& s, int thread) {
     constexpr int kPairs = S::dim / 2;
-    for (int i = thread; i < S::rows * kPairs; i += 32 * kWarps) {
+    for (int i = thread; i < S::rows * kPairs; i += S::threads) {
       const int row = i / kPairs, pair = i % kPairs;
       const Place place(a, s, s.row + row);
       const T* from = static_cast<const T*>(a.q) + place.token * a.q_token + place.head * a.q_head;
@@ -102,6 +103,11 @@ class Tile {
       }
       *reinterpret_cast<uint32_t*>(shared_queries_ + row * S::query_pitch + 4 * to) = x;
     }
+  }
+
+  // Where the warp's columns of a row of values begin.
+  __device__ int first_value_byte() const {
+    return in_team_ % S::columns * S::sums_dim * static_cast<int>(sizeof(KV));
   }
 
   __device__ void clear() {
@@ -139,7 +145,7 @@ class Tile {
   }
 
   float maximum[2], total[2];  // of each row; the total is of this lane's columns only
-  float sums[S::dim / 8][4];
+  float sums[S::sums_dim / 8][4];
 
  private:
   __device__ void read_queries() {
@@ -362,18 +368,18 @@ class Tile {
   __device__ void add_values(const uint32_t (&weights)[n][4], const uint32_t (&v)[n]) {
     if constexpr (S::fp8) {
 #pragma unroll
-      for (int step = 0; step < kSteps; step += 2) {
+      for (int step = 0; step < kSumSteps; step += 2) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
           load_matrices_transposed(m, v[i] + step * 16);
           add_fp8(weights[i], m[0], m[1], step);
-          if (step + 1 < kSteps) add_fp8(weights[i], m[2], m[3], step + 1);
+          if (step + 1 < kSumSteps) add_fp8(weights[i], m[2], m[3], step + 1);
         }
       }
     } else {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
+      for (int step = 0; step < kSumSteps; ++step) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
@@ -400,6 +406,7 @@ class Tile {
   int head_[2], top_;  // `top_`: the first row's position
   bool any_below_;
   char* const shared_queries_;
+  const int in_team_;
   uint32_t query_row_;
   RowPair rows_;
   float scale_[S::heads];
