@@ -26,8 +26,8 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
                                 int lane) {
   // Two give the matrix unit more to do at once, where the registers allow.
   constexpr int total = S::blocks * S::row_tiles, together = total == 1 || S::dim > 128 ? 1 : 2;
-  const uint32_t k_lane = (lane / 16 * 8 + lane % 8) * S::pitch + lane / 8 % 2 * 16;
-  const uint32_t v_lane = S::tensor_bytes + lane % 16 * S::pitch + lane / 16 * 16;
+  const uint32_t k_lane = chunk_offset<S>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const uint32_t v_lane = S::tensor_bytes + chunk_offset<S>(lane % 16, lane / 16);
 #pragma unroll
   for (int first = 0; first < total; first += together) {
     uint32_t k[together], v[together];
@@ -37,7 +37,7 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
       const uint32_t at =
           stage_of_team + part * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
       k[i] = at + k_lane;
-      v[i] = at + v_lane + tile.first_value_byte();
+      v[i] = at + v_lane;
     }
     tile.template attend<together>(a, k, v, key + first * kBlockKeys, lane);
   }

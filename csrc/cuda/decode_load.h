@@ -8,6 +8,8 @@
 
 namespace mainboard::cuda {
 
+inline constexpr int kLineBytes = 128;  // of memory and of all banks
+
 // Sizes that follow from the types, the head dimension, the row tiles of a block and how many
 // neighbouring key heads it walks side by side. Memory gives lines of 256 bytes faster than ones of
 // 128: where a head's rows are short, two heads make one row of a cache, and share the 16 rows of a
@@ -24,14 +26,18 @@ struct Shape {
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
   static constexpr int head_bytes = dim * static_cast<int>(sizeof(KV)),
                        row_bytes = heads * head_bytes;
-  static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks
+  // A line of memory comes into one line of shared memory, or takes twice as long to write: its
+  // chunks of 16 bytes change places by the row, so that eight rows' are on different banks. Rows
+  // of broken lines are apart by an odd number of chunks instead.
+  static constexpr bool swizzled = row_bytes % kLineBytes == 0;
+  static constexpr int pitch = swizzled ? row_bytes : (row_bytes / 16 | 1) * 16;
   // Of keys, in one warp's stage.
   static constexpr int blocks = heads == 1 ? (fp8 || dim == 64 ? 2 : 1) : row_bytes <= 128 ? 2 : 1;
   // The sums of long rows are more than a warp's registers hold: two warps have half of the columns
   // each, of the same rows and keys. They copy those together, and both find the weights.
   static constexpr int columns = dim > 128 ? 2 : 1;
   static constexpr int team = columns * row_tiles;  // warps that share their keys
-  static constexpr int warps = team > kWarps ? team : kWarps, threads = 32 * warps;
+  static constexpr int warps = team > 2 && columns > 1 ? 2 * kWarps : kWarps, threads = 32 * warps;
   static constexpr int parts = warps / columns;  // of a stage, each copied by `columns` warps
   static constexpr int unit_blocks = parts * blocks, unit_keys = unit_blocks * kBlockKeys;
   // A warp's partial result is kept where its last keys and values were.
@@ -40,7 +46,7 @@ struct Shape {
   static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
   static constexpr int stage_bytes =
       2 * tensor_bytes > columns * sums_bytes ? 2 * tensor_bytes : columns * sums_bytes;
-  static constexpr int blocks_per_multiprocessor = dim <= 128 || team == 2 ? 2 : 1;
+  static constexpr int blocks_per_multiprocessor = warps == kWarps ? 2 : 1;
   // Long rows of queries are read from shared memory each time: registers hold the sums.
   static constexpr bool shares_queries = dim > 128;
   static constexpr int query_pitch = 2 * dim + 16;
@@ -48,7 +54,7 @@ struct Shape {
   static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
   static constexpr int most_stages = memory / (parts * stage_bytes);
   static constexpr int stages = most_stages < 6 ? most_stages : 6;
-  static_assert(stages >= 2);
+  static_assert(stages >= 2 && stage_bytes % kLineBytes == 0);
   // Blocks of a cluster keep what others send them in one warp's stages, all but the first.
   static constexpr int inbox_bytes = (stages - 1) * stage_bytes;
   static constexpr int most_items = rows * dim / 4 + kMostClusterBlocks;  // at most, with the rest
@@ -57,6 +63,19 @@ struct Shape {
   static constexpr int ring_bytes = parts * stages * stage_bytes + 16;
   static constexpr int shared_bytes = ring_bytes + query_bytes;
 };
+
+// Where chunk `chunk` of row `row` is, from where the first row begins.
+template <class S>
+__device__ constexpr int chunk_offset(int row, int chunk) {
+  return row * S::pitch + (S::swizzled ? chunk ^ row % 8 : chunk) * 16;
+}
+// The same for a lane that has chunk 0 or 1 of its row at `at`: the address `bytes` further on in
+// the row, an even number of chunks.
+template <class S>
+__device__ uint32_t further_in_row(uint32_t at, int bytes) {
+  const int in_line = S::swizzled ? bytes % kLineBytes : 0;
+  return (at ^ in_line) + (bytes - in_line);
+}
 
 // One warp's copies. Part p of a stage has the blocks of keys p * blocks .. of each unit.
 template <class S>
@@ -166,7 +185,7 @@ class Loader {
       for (int i = 0; i < kCopies; ++i) {
         const int at = i * kTeamLanes + first_copy_, row = at / kChunks, chunk = at % kChunks;
         if (kAll % kTeamLanes != 0 && row >= kBlockKeys) break;
-        copy_async(to + row * S::pitch + chunk * 16, from + int64_t{stride} * row + chunk * 16);
+        copy_async(to + chunk_offset<S>(row, chunk), from + int64_t{stride} * row + chunk * 16);
       }
     } else {
       // Zeros, not what is there: a weight of zero times NaN is NaN.
@@ -175,7 +194,7 @@ class Loader {
         const int at = i * kTeamLanes + first_copy_, row = at / kChunks, chunk = at % kChunks;
         if (row >= kBlockKeys) break;
         const bool used = row < rows;
-        copy_async_or_zero(to + row * S::pitch + chunk * 16,
+        copy_async_or_zero(to + chunk_offset<S>(row, chunk),
                            used ? from + int64_t{stride} * row + chunk * 16 : a_.k.data,
                            used ? 16 : 0);
       }

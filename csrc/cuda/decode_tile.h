@@ -105,11 +105,6 @@ class Tile {
     }
   }
 
-  // Where the warp's columns of a row of values begin.
-  __device__ int first_value_byte() const {
-    return in_team_ % S::columns * S::sums_dim * static_cast<int>(sizeof(KV));
-  }
-
   __device__ void clear() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -194,13 +189,21 @@ class Tile {
     top_ = before + top;
   }
 
+  // Where in a row of the cache the `i`th block's keys begin, and the warp's columns of its values:
+  // of two key heads each block is there twice.
+  __device__ static constexpr int head_byte(int i) { return i % S::heads * S::head_bytes; }
+  __device__ int value_byte(int i) const {
+    constexpr int kBytes = S::sums_dim * static_cast<int>(sizeof(KV));
+    return head_byte(i) + in_team_ % S::columns * kBytes;
+  }
+
   // Of two key heads the first has the scores of rows 0 to 7, the second those of rows 8 to 15.
   template <int n>
   __device__ void multiply_keys_of_both(float (&s)[n][2][4], const uint32_t (&k)[n]) {
     float each[2 * n][2][4];
     uint32_t keys[2 * n];
 #pragma unroll
-    for (int i = 0; i < 2 * n; ++i) keys[i] = k[i / 2] + i % 2 * S::head_bytes;
+    for (int i = 0; i < 2 * n; ++i) keys[i] = k[i / 2];
     multiply_keys<2 * n>(each, keys);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
@@ -216,7 +219,7 @@ class Tile {
     uint32_t own[2 * n][4], values[2 * n];
 #pragma unroll
     for (int i = 0; i < 2 * n; ++i) {
-      values[i] = v[i / 2] + i % 2 * S::head_bytes;
+      values[i] = v[i / 2];
 #pragma unroll
       for (int j = 0; j < 4; ++j) own[i][j] = j % 2 == i % 2 ? weights[i / 2][j] : 0;
     }
@@ -236,7 +239,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices(m, k[i] + step * 16);
+          load_matrices(m, further_in_row<S>(k[i], head_byte(i) + step * 16));
           multiply_fp8(s[i], m[0], m[2], step);
           if (step + 1 < kSteps) multiply_fp8(s[i], m[1], m[3], step + 1);
         }
@@ -249,7 +252,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices(m, k[i] + step * 32);
+          load_matrices(m, further_in_row<S>(k[i], head_byte(i) + step * 32));
           multiply_add<Matrix>(s[i][0], q, m[0], m[1]);
           multiply_add<Matrix>(s[i][1], q, m[2], m[3]);
         }
@@ -372,7 +375,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices_transposed(m, v[i] + step * 16);
+          load_matrices_transposed(m, further_in_row<S>(v[i], value_byte(i) + step * 16));
           add_fp8(weights[i], m[0], m[1], step);
           if (step + 1 < kSumSteps) add_fp8(weights[i], m[2], m[3], step + 1);
         }
@@ -383,7 +386,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices_transposed(m, v[i] + step * 32);
+          load_matrices_transposed(m, further_in_row<S>(v[i], value_byte(i) + step * 32));
           multiply_add<Matrix>(sums[2 * step], weights[i], m[0], m[1]);
           multiply_add<Matrix>(sums[2 * step + 1], weights[i], m[2], m[3]);
         }
