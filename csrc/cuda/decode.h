@@ -20,7 +20,7 @@ namespace mainboard::cuda {
 #define MAINBOARD_LANES 32
 #endif
 inline constexpr int kLanes = MAINBOARD_LANES;
-inline constexpr int kWarps = 4;        // of a block
+inline constexpr int kWarps = 4;        // of a block, at least
 inline constexpr int kTileRows = 16;    // rows (query x head of the group) that one warp holds
 inline constexpr int kDecodeRows = 64;  // of a sequence; with more, products of 64 rows pay
 inline constexpr int kBlockKeys = 16;   // keys that are loaded together; never in two pages

@@ -55,7 +55,7 @@ template <class S>
 class Finish {
  public:
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
-  static constexpr int kGroups = S::warps / S::row_tiles;
+  static constexpr int kTeams = S::warps / S::team;
   static constexpr int kThreads = S::threads;
   static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
 
@@ -75,7 +75,7 @@ class Finish {
       if (lane % 4 == 0) shared_.warp_statistics[warp][row] = {tile.maximum[r], total};
       float* to = rows + row * S::sums_pitch;
 #pragma unroll
-      for (int step = 0; step < S::dim / 16; ++step) {
+      for (int step = 0; step < S::sums_dim / 16; ++step) {
         const auto& even = tile.sums[2 * step];
         const auto& odd = tile.sums[2 * step + 1];
         if constexpr (S::fp8) {
@@ -184,7 +184,8 @@ class Finish {
   }
 
   __device__ float* warp_sums(int warp) const {
-    return reinterpret_cast<float*>(stages_ + warp * (S::stages * S::stage_bytes));
+    return reinterpret_cast<float*>(stages_ + warp / S::columns * (S::stages * S::stage_bytes) +
+                                    warp % S::columns * S::sums_bytes);
   }
 
   __device__ int used_rows(const Segment& s) const { return S::heads * rows_of_head(s); }
@@ -204,15 +205,17 @@ class Finish {
 
   // What the warps of all groups have together of the block's item `i`, a row's four columns.
   __device__ Partial partial_of_warps(const Segment& s, int i) const {
-    const int row = row_in_tile(s, i / kQuads), quad = i % kQuads;
-    const int tile = row / kTileRows, in_tile = row % kTileRows;
-    float2 own[kGroups];
-    float4 x[kGroups];
+    constexpr int kWarpQuads = S::sums_dim / 4;
+    const int row = row_in_tile(s, i / kQuads), quad = i % kWarpQuads;
+    const int in_team = row / kTileRows * S::columns + i % kQuads / kWarpQuads;
+    const int in_tile = row % kTileRows;
+    float2 own[kTeams];
+    float4 x[kTeams];
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int warp = g * S::row_tiles + tile;
-      own[g] = shared_.warp_statistics[warp][in_tile];
-      x[g] = *reinterpret_cast<const float4*>(warp_sums(warp) + in_tile * S::sums_pitch + 4 * quad);
+    for (int t = 0; t < kTeams; ++t) {
+      const int warp = t * S::team + in_team;
+      own[t] = shared_.warp_statistics[warp][in_tile];
+      x[t] = *reinterpret_cast<const float4*>(warp_sums(warp) + in_tile * S::sums_pitch + 4 * quad);
     }
     Partial joined;
     joined.join(own, x);

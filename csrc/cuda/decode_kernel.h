@@ -1,8 +1,9 @@
 // Attention over few queries for each sequence: decode, speculative decode, short chunks.
 //
-// A block of four warps walks its stretch of the keys (decode_schedule.h). Each warp copies 1 / 4
-// of a unit's keys; `row_tiles` warps share theirs and take 16 rows each, and the 4 / row_tiles
-// groups of them take different keys, joined at the end of the tile (decode_finish.h).
+// A block of four or eight warps walks its stretch of the keys (decode_schedule.h). Each warp
+// copies an equal part of a unit's keys; a team of `row_tiles` warps, or of twice as many with half
+// of the columns each, share theirs and take 16 rows each, and the teams take different keys,
+// joined at the end of the tile (decode_finish.h).
 #pragma once
 
 #include "csrc/cuda/decode_finish.h"
@@ -11,30 +12,30 @@ namespace mainboard::cuda {
 
 // The warps that share their keys wait for each other.
 template <class S>
-__device__ void group_barrier(int warp) {
-  if constexpr (S::row_tiles == 1) {
+__device__ void team_barrier(int warp) {
+  if constexpr (S::team == 1) {
     __syncwarp();
   } else {
-    named_barrier(1 + warp / S::row_tiles, 32 * S::row_tiles);
+    named_barrier(1 + warp / S::team, 32 * S::team);
   }
 }
 
-// Attends to all keys of a group's stage: its warps' parts, two blocks of keys at a time if it can.
+// Attends to all keys of a team's stage: its warps' parts, two blocks of keys at a time if it can.
 template <class S>
-__device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_of_group, int key,
+__device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_of_team, int key,
                                 int lane) {
   // Two give the matrix unit more to do at once, where the registers allow.
   constexpr int total = S::blocks * S::row_tiles, together = total == 1 || S::dim > 128 ? 1 : 2;
-  const uint32_t k_lane = (lane / 16 * 8 + lane % 8) * S::pitch + lane / 8 % 2 * 16;
-  const uint32_t v_lane = S::tensor_bytes + lane % 16 * S::pitch + lane / 16 * 16;
+  const uint32_t k_lane = chunk_offset<S>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const uint32_t v_lane = S::tensor_bytes + chunk_offset<S>(lane % 16, lane / 16);
 #pragma unroll
   for (int first = 0; first < total; first += together) {
     uint32_t k[together], v[together];
 #pragma unroll
     for (int i = 0; i < together; ++i) {
-      const int warp = (first + i) / S::blocks, block = (first + i) % S::blocks;
+      const int part = (first + i) / S::blocks, block = (first + i) % S::blocks;
       const uint32_t at =
-          stage_of_group + warp * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
+          stage_of_team + part * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
       k[i] = at + k_lane;
       v[i] = at + v_lane;
     }
@@ -49,17 +50,20 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
   __shared__ Shared<S> shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
-  const int group = warp / S::row_tiles * S::row_tiles;  // the first warp of this warp's group
+  const int in_team = warp % S::team, first_part = (warp - in_team) / S::columns;
 
   // A call has a long way from the lengths to its first copy, and they are seldom what the grid
   // before has just written: the way is gone before that has ended, and again if they changed.
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
   using Walk = Walker<S::rows, S::unit_keys>;
-  static_assert(Walk::kMostFound * sizeof(Bounds) <= S::stage_bytes);
-  Walk walk(a, reinterpret_cast<Bounds*>(ring + (warp + 1) * kRing - S::stage_bytes));
-  Loader<S> loader(a, ring_address + warp * kRing, warp, lane);
-  Tile<S> tile(ring + S::ring_bytes, warp - group, lane);
+  constexpr int kFoundBytes = Walk::kMostFound * sizeof(Bounds);
+  static_assert(S::columns * kFoundBytes <= S::stage_bytes);
+  char* const own_ring = ring + warp / S::columns * kRing;
+  Walk walk(a, reinterpret_cast<Bounds*>(own_ring + kRing - S::stage_bytes +
+                                         warp % S::columns * kFoundBytes));
+  Loader<S> loader(a, shared_address(own_ring), warp, lane);
+  Tile<S> tile(ring + S::ring_bytes, in_team, lane);
   Finish<S> finish(a, shared, thread);
   if constexpr (S::joins_in_cluster) finish.expect_cluster();
   Segment segment;
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
     if (ready) {
       segment = walk.segment();
       loader.place(walk, segment);
-      tile.place(a, segment, warp - group, lane);
+      tile.place(a, segment, lane);
       ready = waited || segment.is_within(a);
     }
     const int from = ready ? loader.begin(segment) : 0;
@@ -111,15 +115,15 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
 #pragma unroll 1
     for (int unit = segment.unit; unit < segment.unit_end; ++unit) {
       wait_for_copies<S::stages - 2>();
-      group_barrier<S>(warp);
+      team_barrier<S>(warp);
       loader.load(stage == 0 ? S::stages - 1 : stage - 1);
-      const int block = segment.sequence.first_block + unit * (S::warps * S::blocks);
-      attend_to_stage(a, tile, ring_address + group * kRing + stage * S::stage_bytes,
-                      (block + group * S::blocks) * kBlockKeys, lane);
+      const int block = segment.sequence.first_block + unit * S::unit_blocks;
+      attend_to_stage(a, tile, ring_address + first_part * kRing + stage * S::stage_bytes,
+                      (block + first_part * S::blocks) * kBlockKeys, lane);
       last = stage;
       stage = stage + 1 == S::stages ? 0 : stage + 1;
     }
-    group_barrier<S>(warp);
+    team_barrier<S>(warp);
     if constexpr (S::joins_in_cluster) {
       if (walk.clustered() && segment.pieces > 1) return finish.join_cluster(tile, segment, ring);
     }
@@ -129,7 +133,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
     const bool more = !walk.done();
     if (more) {  // the queries come while the results are joined
       segment = walk.segment();
-      tile.place(a, segment, warp - group, lane);
+      tile.place(a, segment, lane);
       tile.read();
       tile.enter(a, segment);
     }

@@ -8,6 +8,8 @@
 
 namespace mainboard::cuda {
 
+inline constexpr int kLineBytes = 128;  // of memory and of all banks
+
 // Sizes that follow from the types, the head dimension, the row tiles of a block and how many
 // neighbouring key heads it walks side by side. Memory gives lines of 256 bytes faster than ones of
 // 128: where a head's rows are short, two heads make one row of a cache, and share the 16 rows of a
@@ -21,47 +23,75 @@ struct Shape {
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
-  static constexpr int warps = warps_, threads = 32 * warps;
   static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
   static constexpr int head_bytes = dim * static_cast<int>(sizeof(KV)),
                        row_bytes = heads * head_bytes;
-  static constexpr int pitch = (row_bytes / 16 | 1) * 16;  // odd: no two rows on the same banks
+  // A line of memory comes into one line of shared memory, or takes twice as long to write: its
+  // chunks of 16 bytes change places by the row, so that eight rows' are on different banks. Rows
+  // of broken lines are apart by an odd number of chunks instead.
+  static constexpr bool swizzled = row_bytes % kLineBytes == 0;
+  static constexpr int pitch = swizzled ? row_bytes : (row_bytes / 16 | 1) * 16;
   // Of keys, in one warp's stage.
   static constexpr int blocks = heads == 1 ? (fp8 || dim == 64 ? 2 : 1) : row_bytes <= 128 ? 2 : 1;
-  static constexpr int warp_keys = blocks * kBlockKeys;
-  static constexpr int unit_keys = warps * warp_keys;
+  // The sums of long rows are more than a warp's registers hold: two warps have half of the columns
+  // each, of the same rows and keys. They copy those together, and both find the weights.
+  static constexpr int columns = dim > 128 ? 2 : 1;
+  static constexpr int team = columns * row_tiles;  // warps that share their keys
+  static constexpr int warps = team > 2 && columns > 1 ? 2 * kWarps : warps_, threads = 32 * warps;
+  static constexpr int parts = warps / columns;  // of a stage, each copied by `columns` warps
+  static constexpr int unit_blocks = parts * blocks, unit_keys = unit_blocks * kBlockKeys;
   // A warp's partial result is kept where its last keys and values were.
-  static constexpr int sums_pitch = dim + 8;
-  static constexpr int tensor_bytes = warp_keys * pitch;
+  static constexpr int sums_dim = dim / columns, sums_pitch = sums_dim + 8;
+  static constexpr int tensor_bytes = blocks * kBlockKeys * pitch;
   static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
-  static constexpr int stage_bytes = 2 * tensor_bytes > sums_bytes ? 2 * tensor_bytes : sums_bytes;
-  static constexpr int blocks_per_multiprocessor = dim <= 128 && warps == kWarps ? 2 : 1;
+  static constexpr int stage_bytes =
+      2 * tensor_bytes > columns* sums_bytes ? 2 * tensor_bytes : columns * sums_bytes;
+  static constexpr int blocks_per_multiprocessor = warps == kWarps ? 2 : 1;
   // Long rows of queries are read from shared memory each time: registers hold the sums.
   static constexpr bool shares_queries = dim > 128;
   static constexpr int query_pitch = 2 * dim + 16;
   static constexpr int query_bytes = shares_queries ? rows * query_pitch : 0;
   static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
-  static constexpr int most_stages = memory / (warps * stage_bytes);
+  static constexpr int most_stages = memory / (parts * stage_bytes);
   static constexpr int stages = most_stages < 6 ? most_stages : 6;
-  static_assert(stages >= 2);
+  static_assert(stages >= 2 && stage_bytes % kLineBytes == 0);
   // Blocks of a cluster keep what others send them in one warp's stages, all but the first.
   static constexpr int inbox_bytes = (stages - 1) * stage_bytes;
   static constexpr int most_items = rows * dim / 4 + kMostClusterBlocks;  // at most, with the rest
   static constexpr bool joins_in_cluster =
       warps == kWarps && row_tiles == 1 && most_items * (16 + 8) <= inbox_bytes;
   // An odd number of 16-column steps reads 16 bytes past the last row.
-  static constexpr int ring_bytes = warps * stages * stage_bytes + 16;
+  static constexpr int ring_bytes = parts * stages * stage_bytes + 16;
   static constexpr int shared_bytes = ring_bytes + query_bytes;
 };
 
-// One warp's copies. Warp w loads the blocks of keys w * blocks .. of each unit.
+// Where chunk `chunk` of row `row` is, from where the first row begins.
+template <class S>
+__device__ constexpr int chunk_offset(int row, int chunk) {
+  return row * S::pitch + (S::swizzled ? chunk ^ row % 8 : chunk) * 16;
+}
+// The same for a lane that has chunk 0 or 1 of its row at `at`: the address `bytes` further on in
+// the row, an even number of chunks.
+template <class S>
+__device__ uint32_t further_in_row(uint32_t at, int bytes) {
+  const int in_line = S::swizzled ? bytes % kLineBytes : 0;
+  return (at ^ in_line) + (bytes - in_line);
+}
+
+// One warp's copies. Part p of a stage has the blocks of keys p * blocks .. of each unit.
 template <class S>
 class Loader {
  public:
   using Walk = Walker<S::rows, S::unit_keys>;
 
+  // `ring` is of the warp's part.
   __device__ Loader(const Decode& a, uint32_t ring, int warp, int lane)
-      : a_(a), walk_(a, nullptr), ring_(ring), warp_(warp), lane_(lane) {}
+      : a_(a),
+        walk_(a, nullptr),
+        ring_(ring),
+        part_(warp / S::columns),
+        lane_(lane),
+        first_copy_(warp % S::columns * 32 + lane) {}
 
   // Prepares to begin with a walk's segment at hand; reads nothing.
   __device__ void place(const Walk& walk, const Segment& first) {
@@ -145,14 +175,15 @@ class Loader {
   static constexpr int kAhead = 32 / S::blocks;  // units whose pages a warp holds, one a lane
   static constexpr int kForeseenUnits = 1;
   static constexpr int kChunks = S::row_bytes / 16;
-  static constexpr int kAll = kBlockKeys * kChunks;  // copies for a block of keys or values
-  static constexpr int kCopies = (kAll + 31) / 32;   // of a lane
+  static constexpr int kAll = kBlockKeys * kChunks;   // copies for a block of keys or values
+  static constexpr int kTeamLanes = 32 * S::columns;  // that share them
+  static constexpr int kCopies = (kAll + kTeamLanes - 1) / kTeamLanes;  // of a lane
 
   __device__ void enter(const Segment& s) {
     unit_ = s.unit;
     unit_end_ = s.unit_end;
     keys_ = s.sequence.keys;
-    block_ = s.sequence.first_block + warp_ * S::blocks;
+    block_ = s.sequence.first_block + part_ * S::blocks;
     k_ = a_.k.data + s.head * a_.k.head;
     v_ = a_.v.data + s.head * a_.v.head;
     table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
@@ -164,9 +195,7 @@ class Loader {
     v_ += begin * a_.v.token;
   }
 
-  __device__ int block_of(int unit, int n) const {
-    return block_ + unit * (S::warps * S::blocks) + n;
-  }
+  __device__ int block_of(int unit, int n) const { return block_ + unit * S::unit_blocks + n; }
 
   // Reads the table for the next `kAhead` units.
   __device__ void look_up() {
@@ -210,18 +239,18 @@ class Loader {
     if (rows >= kBlockKeys) {
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int row = (i * 32 + lane_) / kChunks, chunk = (i * 32 + lane_) % kChunks;
-        if (kAll % 32 != 0 && row >= kBlockKeys) break;
-        copy_async(to + row * S::pitch + chunk * 16, from + int64_t{stride} * row + chunk * 16);
+        const int at = i * kTeamLanes + first_copy_, row = at / kChunks, chunk = at % kChunks;
+        if (kAll % kTeamLanes != 0 && row >= kBlockKeys) break;
+        copy_async(to + chunk_offset<S>(row, chunk), from + int64_t{stride} * row + chunk * 16);
       }
     } else {
       // Zeros, not what is there: a weight of zero times NaN is NaN.
 #pragma unroll 1
       for (int i = 0; i < kCopies; ++i) {
-        const int row = (i * 32 + lane_) / kChunks, chunk = (i * 32 + lane_) % kChunks;
+        const int at = i * kTeamLanes + first_copy_, row = at / kChunks, chunk = at % kChunks;
         if (row >= kBlockKeys) break;
         const bool used = row < rows;
-        copy_async_or_zero(to + row * S::pitch + chunk * 16,
+        copy_async_or_zero(to + chunk_offset<S>(row, chunk),
                            used ? from + int64_t{stride} * row + chunk * 16 : a_.k.data,
                            used ? 16 : 0);
       }
@@ -230,8 +259,8 @@ class Loader {
 
   const Decode& a_;
   Walk walk_;
-  const uint32_t ring_;  // of this warp
-  const int warp_, lane_;
+  const uint32_t ring_;
+  const int part_, lane_, first_copy_;
   const char *k_, *v_;
   const int* table_;
   int unit_, unit_end_, keys_, block_;

@@ -60,17 +60,18 @@ class Tile {
   using KV = typename S::KV;
   using Matrix = typename S::Matrix;
   using Place = RowPlace<S::heads>;
-  static constexpr int kSteps = S::dim / 16;
+  static constexpr int kSteps = S::dim / 16, kSumSteps = S::sums_dim / 16;
 
   // `queries` is where the block's queries are, or would be if it shared them.
-  __device__ Tile(char* queries, int row_tile, int lane) : shared_queries_(queries) {
-    const int row = row_tile * kTileRows + lane % 16;
+  __device__ Tile(char* queries, int in_team, int lane)
+      : shared_queries_(queries), in_team_(in_team) {
+    const int row = in_team / S::columns * kTileRows + lane % 16;
     query_row_ = shared_address(queries) + row * S::query_pitch + lane / 16 * 16;
   }
 
   // Prepares for a segment: what the rows may see, and where their queries are; reads nothing.
-  __device__ void place(const Decode& a, const Segment& s, int row_tile, int lane) {
-    const int first = s.row + row_tile * kTileRows;
+  __device__ void place(const Decode& a, const Segment& s, int lane) {
+    const int first = s.row + in_team_ / S::columns * kTileRows;
     place_rows(a, s, first, lane);
     any_below_ = S::heads == 2 || RowPlace<1>(a, s, first + 8).used;
   }
@@ -157,7 +158,7 @@ class Tile {
   }
 
   float maximum[2], total[2];  // of each row; the total is of this lane's columns only
-  float sums[S::dim / 8][4];
+  float sums[S::sums_dim / 8][4];
 
  private:
   __device__ void read_queries() {
@@ -199,13 +200,21 @@ class Tile {
     top_ = before + top;
   }
 
+  // Where in a row of the cache the `i`th block's keys begin, and the warp's columns of its values:
+  // of two key heads each block is there twice.
+  __device__ static constexpr int head_byte(int i) { return i % S::heads * S::head_bytes; }
+  __device__ int value_byte(int i) const {
+    constexpr int kBytes = S::sums_dim * static_cast<int>(sizeof(KV));
+    return head_byte(i) + in_team_ % S::columns * kBytes;
+  }
+
   // Of two key heads the first has the scores of rows 0 to 7, the second those of rows 8 to 15.
   template <int n>
   __device__ void multiply_keys_of_both(float (&s)[n][2][4], const uint32_t (&k)[n]) {
     float each[2 * n][2][4];
     uint32_t keys[2 * n];
 #pragma unroll
-    for (int i = 0; i < 2 * n; ++i) keys[i] = k[i / 2] + i % 2 * S::head_bytes;
+    for (int i = 0; i < 2 * n; ++i) keys[i] = k[i / 2];
     multiply_keys<2 * n>(each, keys);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
@@ -221,7 +230,7 @@ class Tile {
     uint32_t own[2 * n][4], values[2 * n];
 #pragma unroll
     for (int i = 0; i < 2 * n; ++i) {
-      values[i] = v[i / 2] + i % 2 * S::head_bytes;
+      values[i] = v[i / 2];
 #pragma unroll
       for (int j = 0; j < 4; ++j) own[i][j] = j % 2 == i % 2 ? weights[i / 2][j] : 0;
     }
@@ -241,7 +250,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices(m, k[i] + step * 16);
+          load_matrices(m, further_in_row<S>(k[i], head_byte(i) + step * 16));
           multiply_fp8(s[i], m[0], m[2], step);
           if (step + 1 < kSteps) multiply_fp8(s[i], m[1], m[3], step + 1);
         }
@@ -254,7 +263,7 @@ class Tile {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices(m, k[i] + step * 32);
+          load_matrices(m, further_in_row<S>(k[i], head_byte(i) + step * 32));
           multiply_add<Matrix>(s[i][0], q, m[0], m[1]);
           multiply_add<Matrix>(s[i][1], q, m[2], m[3]);
         }
@@ -373,22 +382,22 @@ class Tile {
   __device__ void add_values(const uint32_t (&weights)[n][4], const uint32_t (&v)[n]) {
     if constexpr (S::fp8) {
 #pragma unroll
-      for (int step = 0; step < kSteps; step += 2) {
+      for (int step = 0; step < kSumSteps; step += 2) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices_transposed(m, v[i] + step * 16);
+          load_matrices_transposed(m, further_in_row<S>(v[i], value_byte(i) + step * 16));
           add_fp8(weights[i], m[0], m[1], step);
-          if (step + 1 < kSteps) add_fp8(weights[i], m[2], m[3], step + 1);
+          if (step + 1 < kSumSteps) add_fp8(weights[i], m[2], m[3], step + 1);
         }
       }
     } else {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
+      for (int step = 0; step < kSumSteps; ++step) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           uint32_t m[4];
-          load_matrices_transposed(m, v[i] + step * 32);
+          load_matrices_transposed(m, further_in_row<S>(v[i], value_byte(i) + step * 32));
           multiply_add<Matrix>(sums[2 * step], weights[i], m[0], m[1]);
           multiply_add<Matrix>(sums[2 * step + 1], weights[i], m[2], m[3]);
         }
@@ -411,6 +420,7 @@ class Tile {
   int head_[2], top_;  // `top_`: the first row's position
   bool any_below_;
   char* const shared_queries_;
+  const int in_team_;
   uint32_t query_row_;
   RowPair rows_;
   float scale_[S::heads];
