@@ -104,6 +104,14 @@ def cases() -> Iterator[AttentionCase]:
         )
         yield replace(short, window=(70, -1), softcap=20.0, alibi=True, sinks=True, page_size=32)
         yield replace(short, causal=False, window=(40, 3), strided=True)
+    # Large pieces of few tiles: a block to a multiprocessor, joined at once or in groups.
+    for dim in (64, 128):
+        for cache in (None, E4M3, E5M2):
+            for dtype in (BF16, F16):
+                large = replace(base, head_dim=dim, dtype=dtype, cache_dtype=cache,
+                                scaled_cache=cache is not None)  # fmt: skip
+                yield replace(large, queries=(4, 1, 3), keys=(9000, 300, 7000))
+                yield replace(large, queries=(2,), keys=(40000,), heads=4, kv_heads=1, sinks=True)
     many = [(1 + i % 3, 17 * i % 1900) for i in range(300)]
     queries, keys = zip(*many, strict=True)
     yield replace(base, queries=queries, keys=keys, heads=4, kv_heads=1)

@@ -62,7 +62,8 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
     from cuda_decode import BF16, E4M3, AttentionCase
 
     # One tile to a cluster; tiles too uneven for that; more tiles than clusters; very many pieces;
-    # two key heads side by side, where there is a kernel for that.
+    # two key heads side by side, where there is a kernel for that; large pieces, by blocks with a
+    # multiprocessor each; more sequences than are planned for ahead.
     batches: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
         ((1, 1, 0, 1, 1), (700, 33, 40, 0, 900), 2),
         ((1, 1), (9000, 1), 1),
@@ -71,6 +72,9 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
         ((1,) * 20, tuple(range(1, 2000, 100)), 2),
         ((3, 5, 1), (300, 70, 5), 2),
         ((9, 16, 2), (300, 70, 5), 2),
+        ((4, 1, 3), (9000, 300, 700), 2),
+        ((2,), (40000,), 1),
+        ((1,) * 257, (20,) * 257, 1),
     ]
     for dim in dims:
         base = AttentionCase((1,), (1,), 8, 2, dim, dtype=BF16, page_size=16)

@@ -100,9 +100,12 @@ int log2_of(int power) {
   return log;
 }
 
-// Larger units are those whose arithmetic takes longer.
+// More than a block of a cluster reads in the time that a join through memory takes: clusters leave
+// multiprocessors idle. Larger units are those whose arithmetic takes longer.
+int most_cluster_units(const DecodeKernel& kernel) { return kernel.unit_keys > 64 ? 2 : 4; }
+
 int spread_units(const DecodeKernel& kernel, Clusters clusters) {
-  return !clusters.spread ? 0 : kernel.unit_keys > 64 ? 2 : 4;
+  return clusters.spread ? most_cluster_units(kernel) : 0;
 }
 
 // The clusters to launch a grid in, if each tile there can be may have one of its own and that pays
@@ -119,6 +122,7 @@ Clusters clusters_for(const Decode& a, const DecodeKernel& kernel, const OnDevic
   const int most = device.multiprocessors() * kernel.blocks_per_multiprocessor;
   for (const Clusters kind : kKinds) {
     if (tiles * kind.blocks > most) continue;
+    if (longest > int64_t{kind.blocks} * most_cluster_units(kernel)) continue;
     // Few tiles would leave most multiprocessors idle.
     if (kind.spread && 3 * tiles * kind.blocks < device.multiprocessors()) continue;
     const int blocks = clusters_at_once(device, kernel, kind) * kind.blocks;

@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
   const int in_team = warp % S::team, first_part = (warp - in_team) / S::columns;
 
   // A call has a long way from the lengths to its first copy, and they are seldom what the grid
-  // before has just written: the way is gone before that has ended, and again if they changed.
+  // before has just written: the way is gone before that has ended, and again if they changed. Both
+  // lengths and table are read again while the first keys come. What is read before may be anything
+  // and must not lead outside the call's tensors. Each warp goes by itself.
   constexpr int kRing = S::stages * S::stage_bytes;
   const uint32_t ring_address = shared_address(ring);
   using Walk = Walker<S::rows, S::unit_keys>;

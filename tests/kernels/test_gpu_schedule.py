@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mainboard.kernels import attention
-from mainboard.testing.attention_cases import AttentionCase
+from mainboard.testing.attention_cases import AttentionCase, AttentionInputs
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -29,26 +29,51 @@ def write_late(lengths, values, n, size: tl.constexpr, turns: tl.constexpr):
     tl.store(lengths + at, tl.load(values + at, mask=at < n), mask=at < n)
 
 
-@pytest.mark.parametrize("sequences", [4, 32, 33])
-def test_lengths_that_the_grid_before_writes_late(sequences: int) -> None:
-    """A call follows the lengths that are there when the grid before it has ended."""
+def batch_of(sequences: int) -> tuple[AttentionInputs, torch.Tensor]:
+    """A call of equal sequences, and what it gives."""
     case = AttentionCase(
         (1,) * sequences, (900,) * sequences, 16, 4, 128, dtype=torch.bfloat16, page_size=16
     )
     given = case.inputs("cuda")
-    used = given.options["seqused_k"]
-    out = torch.empty_like(given.q)
-    options = given.options | {"out": out}
+    return given, torch.empty_like(given.q)
+
+
+def assert_follows(given: AttentionInputs, out: torch.Tensor, name: str, after: torch.Tensor,
+                   stale: torch.Tensor) -> None:  # fmt: skip
+    """A call's result is that of `after`, which the grid before writes late over `stale`."""
+    argument = given.options[name].view(-1)[: after.numel()]
+    argument.copy_(after)
+    expected = attention(given.q, given.k, given.v, **given.options)
+    argument.copy_(stale)
+    out.zero_()
+    torch.cuda.synchronize()
+    write_late[1,](argument, after, after.numel(), size=512, turns=100, num_warps=1)
+    attention(given.q, given.k, given.v, **given.options, out=out)
+    assert torch.equal(out, expected)
+
+
+# A warp plans ahead for as many sequences as it has lanes, for more, and for too many.
+@pytest.mark.parametrize("sequences", [4, 32, 33, 256, 257])
+def test_lengths_that_the_grid_before_writes_late(sequences: int) -> None:
+    """A call follows the lengths that are there when the grid before it has ended."""
+    given, out = batch_of(sequences)
+    ints = {"dtype": torch.int32, "device": "cuda"}
+    for turn in range(20):
+        after = torch.randint(0, 901, (sequences,), **ints)
+        most = 901 if turn % 2 else 2**31 - 1  # what is there before may be rubbish
+        stale = torch.randint(-most, most, (sequences,), **ints) if turn % 4 else -after
+        assert_follows(given, out, "seqused_k", after, stale)
+
+
+def test_pages_that_the_grid_before_writes_late() -> None:
+    """A call follows the table that is there then, and reads no page of what was there before."""
+    given, out = batch_of(8)
+    ints = {"dtype": torch.int32, "device": "cuda"}
     for _ in range(20):
-        before, after = torch.randint(0, 901, (2, sequences), dtype=torch.int32, device="cuda")
-        used.copy_(after)
-        expected = attention(given.q, given.k, given.v, **given.options)
-        used.copy_(before)
-        attention(given.q, given.k, given.v, **options)
-        torch.cuda.synchronize()
-        write_late[1,](used, after, sequences, size=64, turns=100, num_warps=1)
-        attention(given.q, given.k, given.v, **options)
-        assert torch.equal(out, expected)
+        after = torch.randint(0, given.k.shape[0], (300,), **ints)
+        assert_follows(
+            given, out, "block_table", after, torch.randint(-(2**31), 2**31 - 1, (300,), **ints)
+        )
 
 
 def test_bits_do_not_depend_on_which_block_comes_last() -> None:
