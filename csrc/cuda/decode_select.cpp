@@ -33,9 +33,10 @@ const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int6
   return best;
 }
 
-const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows) {
+const DecodeKernel* find_decode_of_heads(DType query, DType cache, int64_t head_dim, int64_t rows,
+                                         int heads) {
   for (const DecodeKernel& kernel : kernels()) {
-    const bool fits = kernel.heads == 2 && kernel.heads * rows <= kTileRows;
+    const bool fits = kernel.heads == heads && rows <= kernel.head_rows;
     if (fits && serves(kernel, query, cache, head_dim)) return &kernel;
   }
   return nullptr;
