@@ -56,7 +56,7 @@ struct Shape {
   static constexpr int stage_bytes = copied_bytes > kept_bytes ? copied_bytes : kept_bytes;
   static constexpr int blocks_per_multiprocessor = warps == kWarps ? 2 : 1;
   // Long rows of queries are read from shared memory each time: registers hold the sums.
-  static constexpr bool shares_queries = dim > 128;
+  static constexpr bool shares_queries = dim > 128 || (dim == 128 && row_tiles > 1);
   static constexpr int query_pitch = 2 * dim + 16;
   static constexpr int query_bytes = shares_queries ? rows * query_pitch : 0;
   static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
