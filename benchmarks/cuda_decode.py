@@ -112,6 +112,21 @@ def cases() -> Iterator[AttentionCase]:
                                 scaled_cache=cache is not None)  # fmt: skip
                 yield replace(large, queries=(4, 1, 3), keys=(9000, 300, 7000))
                 yield replace(large, queries=(2,), keys=(40000,), heads=4, kv_heads=1, sinks=True)
+    # Eight of them, a warp each: of up to four rows, where there is much to read by the bound.
+    some = [(i % 3, 5200 if i == 7 else 31 * i % 300) for i in range(40)]
+    queries, keys = zip(*some, strict=True)
+    beside = replace(base, queries=queries, keys=keys, heads=16, kv_heads=8)
+    for cache in (None, E4M3, E5M2):
+        for dtype in (BF16, F16):
+            one = replace(beside, dtype=dtype, cache_dtype=cache, scaled_cache=cache is not None)
+            yield one
+            yield replace(one, queries=(1,) * 40, heads=32)
+    for cache in (None, E4M3):
+        one = replace(beside, cache_dtype=cache)
+        yield replace(one, queries=(1,) * 40, heads=48, kv_heads=16, page_size=48)
+        yield replace(one, queries=(4,) * 40, heads=8, window=(70, -1), sinks=True)
+        yield replace(one, causal=False, window=(40, 3), softcap=20.0, alibi=True, sinks=True)
+    yield replace(beside, page_size=None)
     many = [(1 + i % 3, 17 * i % 1900) for i in range(300)]
     queries, keys = zip(*many, strict=True)
     yield replace(base, queries=queries, keys=keys, heads=4, kv_heads=1)

@@ -62,12 +62,13 @@ def short_list(dims: list[int]) -> Iterator["cuda_decode.AttentionCase"]:  # noq
     from cuda_decode import BF16, E4M3, AttentionCase
 
     # One tile to a cluster; tiles too uneven for that; more tiles than clusters; very many pieces;
-    # two key heads side by side, where there is a kernel for that; large pieces, by blocks with a
-    # multiprocessor each; more sequences than are planned for ahead.
+    # two key heads side by side, or eight, where there is a kernel for that; large pieces, by blocks
+    # with a multiprocessor each; more sequences than are planned for ahead.
     batches: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
         ((1, 1, 0, 1, 1), (700, 33, 40, 0, 900), 2),
         ((1, 1), (9000, 1), 1),
         ((1,) * 40, tuple(range(1, 800, 20)), 4),
+        ((1,) * 40, (5400, *range(1, 400, 10))[:40], 8),
         ((1,), (40000,), 1),
         ((1,) * 20, tuple(range(1, 2000, 100)), 2),
         ((3, 5, 1), (300, 70, 5), 2),

@@ -154,7 +154,8 @@ const DecodeKernel* kernel_alone(const Decode& a, const DecodeKernel& kernel,
 void run(Decode a, DecodeKernel kernel, const OnDevice& device, int64_t tokens, int64_t rows,
          int64_t dim, int64_t most_keys) {
   const int tile_rows = kernel.row_tiles * kTileRows;
-  a.slot_rows = static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows));
+  a.slot_rows =
+      static_cast<int>(std::min<int64_t>(kernel.heads * rows, tile_rows)) / kernel.joiners;
   const Clusters clusters = clusters_for(a, kernel, device, most_keys);
   if (clusters.blocks == 1) {
     const DecodeKernel* alone = kernel_alone(a, kernel, device, rows);
@@ -168,8 +169,9 @@ void run(Decode a, DecodeKernel kernel, const OnDevice& device, int64_t tokens, 
     a.cluster = log2_of(clusters.blocks);
     a.spread_units = spread_units(kernel, clusters);
   }
-  const Tensor workspace = allocate_workspace(device, grid, most_fixed_pieces(a, tokens, tile_rows),
-                                              a.slot_rows, dim, &a.workspace);
+  const Tensor workspace =
+      allocate_workspace(device, grid * kernel.joiners, most_fixed_pieces(a, tokens, tile_rows),
+                         a.slot_rows, dim, &a.workspace);
   void* arguments[] = {&a};
   launch_in_clusters(device, kernel, grid, clusters, arguments);
 }
@@ -186,25 +188,40 @@ const DecodeKernel* decode_kernel(const AttentionCall& call, int64_t rows) {
              : nullptr;
 }
 
-// Whether two neighbouring heads of a token make one row of the cache.
-bool heads_adjoin(const Tensor& cache) {
-  const int64_t heads = cache.dim() - 2;
-  return cache.size(heads) % 2 == 0 && cache.stride(heads) == cache.size(heads + 1);
+// Whether `heads` neighbouring heads of a token make one row of the cache.
+bool heads_adjoin(const Tensor& cache, int heads) {
+  const int64_t at = cache.dim() - 2;
+  return cache.size(at) % heads == 0 && cache.stride(at) == cache.size(at + 1);
 }
 
-// The kernel that walks two key heads side by side, if it can and that pays: it has half the tiles,
-// in twice the pieces. Batches differ in that, so it is not for calls whose bits must not.
-const DecodeKernel* pair_kernel(const AttentionCall& call, int64_t rows, const OnDevice& device) {
-  if (call.deterministic || !heads_adjoin(call.k) || !heads_adjoin(call.v)) return nullptr;
+// The kernel that walks `heads` key heads side by side, if it can and that pays: it has fewer
+// tiles, in more pieces. Batches differ in that, so it is not for calls whose bits must not.
+const DecodeKernel* kernel_of_heads(const AttentionCall& call, int64_t rows, const OnDevice& device,
+                                    int heads) {
+  if (call.deterministic || !heads_adjoin(call.k, heads) || !heads_adjoin(call.v, heads)) {
+    return nullptr;
+  }
   const DecodeKernel* kernel =
-      find_decode_of_pairs(call.q.dtype(), call.k.dtype(), call.q.size(2), rows);
+      find_decode_of_heads(call.q.dtype(), call.k.dtype(), call.q.size(2), rows, heads);
   if (kernel == nullptr) return nullptr;
-  const int64_t pairs = call.k.size(call.k.dim() - 2) / 2;
-  const int64_t tiles = (call.cu_queries.size(0) - 1) * pairs;
+  const int64_t tiles = (call.cu_queries.size(0) - 1) * (call.k.size(call.k.dim() - 2) / heads);
   const int blocks = device.multiprocessors() * kernel->blocks_per_multiprocessor;
   // Rows of less than 128 bytes are read so slowly that more pieces cost little beside it.
   const int64_t pieces = call.q.size(2) * size_of(call.k.dtype()) < 128 ? 32 : 4;
-  return tiles * pieces >= blocks ? kernel : nullptr;
+  if (tiles * pieces < blocks) return nullptr;
+  // A warp joins its heads' pieces alone: of few rows, and seldom.
+  constexpr int kJoinedRows = 4, kKeysOfBlock = 1536;
+  const bool seldom = tiles * call.most_keys >= int64_t{kKeysOfBlock} * blocks;
+  return kernel->joiners == 1 || (rows <= kJoinedRows && seldom) ? kernel : nullptr;
+}
+
+// The kernel that walks as many key heads side by side as pays, or null: one at a time.
+const DecodeKernel* side_by_side(const AttentionCall& call, int64_t rows, const OnDevice& device) {
+  for (const int heads : {8, 2}) {
+    const DecodeKernel* kernel = kernel_of_heads(call, rows, device, heads);
+    if (kernel != nullptr) return kernel;
+  }
+  return nullptr;
 }
 
 // Whether the decode kernels can read and write the call's rows.
@@ -220,11 +237,11 @@ void attend_decode(const AttentionCall& call, int64_t rows, int above = 0, int u
   a.rows_above = above;
   a.rows_up_to = up_to;
   const OnDevice device(call.q);
-  const DecodeKernel* kernel = pair_kernel(call, rows, device);
+  const DecodeKernel* kernel = side_by_side(call, rows, device);
   if (kernel != nullptr) {
-    a.kv_heads /= 2;
-    a.k.head *= 2;
-    a.v.head *= 2;
+    a.kv_heads /= kernel->heads;
+    a.k.head *= kernel->heads;
+    a.v.head *= kernel->heads;
   } else {
     kernel = decode_kernel(call, rows);
   }

@@ -90,10 +90,11 @@ MAINBOARD_BOTH inline bool clusters_pay(int64_t tiles, int64_t equal, int longes
 }
 
 // A compiled kernel: `row_tiles` of kTileRows rows are held by a block at once, which may be those
-// of two key heads that lie side by side in the cache.
+// of several key heads that lie side by side in the cache, each of which has `head_rows`. Each
+// of `joiners` in a block joins the pieces of its own heads.
 struct DecodeKernel {
   DType query, cache;
-  int head_dim, row_tiles, heads;
+  int head_dim, row_tiles, heads, head_rows, joiners;
   const void* function;
   int shared_bytes;
   int unit_keys;
@@ -105,7 +106,8 @@ struct DecodeKernel {
 const DecodeKernel* find_decode(DType query, DType cache, int64_t head_dim, int64_t rows);
 // The one whose blocks have a multiprocessor each, where there is one.
 const DecodeKernel* find_decode_alone(DType query, DType cache, int64_t head_dim, int64_t rows);
-// The one that walks two key heads side by side, where there is one and the rows fit it.
-const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows);
+// The one that walks `heads` key heads side by side, where there is one and the rows fit it.
+const DecodeKernel* find_decode_of_heads(DType query, DType cache, int64_t head_dim, int64_t rows,
+                                         int heads);
 
 }  // namespace mainboard::cuda

@@ -43,11 +43,12 @@ struct Partial {
   }
 };
 
-// What the block's threads share apart from the ring.
+// What the block's threads share apart from the ring. Who joins pieces is the block, or each warp
+// that has heads of its own.
 template <class S>
 struct Shared {
   float2 warp_statistics[S::warps][kTileRows];  // maximum and total
-  bool is_last;
+  bool is_last[S::joiners];
   uint64_t inbox_full;  // counts the bytes that the cluster's other blocks sent
 };
 
@@ -56,17 +57,31 @@ class Finish {
  public:
   static constexpr int kQuads = S::dim / 4;  // of a row's columns
   static constexpr int kTeams = S::warps / S::team;
-  static constexpr int kThreads = S::threads;
+  static constexpr int kThreads = S::threads / S::joiners;
+  static constexpr int kHeads = S::heads / S::joiners;
   static constexpr int kGroupPieces = 16;  // of a tile in very many pieces, joined first
 
   __device__ Finish(const Decode& a, Shared<S>& shared, int thread)
-      : a_(a), shared_(shared), thread_(thread) {}
+      : a_(a),
+        shared_(shared),
+        warp_(thread / 32),
+        joiner_(S::joiners == 1 ? 0 : thread / 32),
+        thread_(thread % kThreads) {}
+
+  // A barrier of the threads that join pieces together.
+  __device__ static void barrier() {
+    if constexpr (S::joiners == 1) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+  }
 
   // Keeps a warp's results where its last keys were: `stages` is that stage of warp 0. Every
   // reader of those must be done.
   __device__ void keep(const Tile<S>& tile, char* stages) {
     stages_ = stages;
-    const int warp = thread_ / 32, lane = thread_ % 32;
+    const int warp = warp_, lane = thread_ % 32;
     float* rows = warp_sums(warp);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -90,7 +105,7 @@ class Finish {
     }
   }
 
-  // Joins what the warps kept. All threads of the block call it, after a barrier.
+  // Joins what the warps kept. All joining threads call it, after a barrier.
   __device__ void join_warps(const Segment& s) {
     const int rows = used_rows(s);
     for (int i = thread_; i < rows * kQuads; i += kThreads) {
@@ -98,7 +113,7 @@ class Finish {
       if (s.pieces == 1) {
         write(s, i, own);
       } else {
-        keep_piece(s.slot(s.piece), i, own, 0);
+        keep_piece(slot(s, s.piece), i, own, 0);
       }
     }
   }
@@ -141,7 +156,9 @@ class Finish {
   // Counts the block's piece in, after a barrier. What that tells is waited for in `settle`, so
   // that the block can go on meanwhile.
   __device__ void arrive(const Segment& s) {
-    if (thread_ == 0) before_ = count_in(s.pieces > kManyPieces ? s.slot(group_of(s)) : s.counter);
+    if (thread_ == 0) {
+      before_ = count_in(s.pieces > kManyPieces ? slot(s, group_of(s)) : counter(s));
+    }
   }
 
   // If the block was the last to come, joins the pieces. Very many are joined in groups first,
@@ -152,15 +169,15 @@ class Finish {
     bool grouped = s.pieces > kManyPieces;
     int first = grouped ? group_of(s) : 0, step = 1;
     int count = grouped ? min(kGroupPieces, s.pieces - first) : s.pieces;
-    while (is_last(grouped ? s.slot(first) : s.counter, count)) {
+    while (is_last(grouped ? slot(s, first) : counter(s), count)) {
       if constexpr (last) {
         gather_through(ring, s, first, step, count, !grouped);
       } else {
         gather(s, first, step, count, !grouped);
       }
       if (!grouped) return;
-      __syncthreads();
-      if (thread_ == 0) before_ = count_in(s.counter);
+      barrier();
+      if (thread_ == 0) before_ = count_in(counter(s));
       grouped = false;
       first = 0;
       step = kGroupPieces;
@@ -188,17 +205,24 @@ class Finish {
                                     warp % S::columns * S::sums_bytes);
   }
 
-  __device__ int used_rows(const Segment& s) const { return S::heads * rows_of_head(s); }
+  // Where a piece is kept, and where a tile's are counted.
+  __device__ int slot(const Segment& s, int piece) const {
+    return s.slot(piece) * S::joiners + joiner_;
+  }
+  __device__ int counter(const Segment& s) const { return s.counter * S::joiners + joiner_; }
+
+  __device__ int used_rows(const Segment& s) const { return kHeads * rows_of_head(s); }
 
   __device__ int rows_of_head(const Segment& s) const {
-    return min(S::rows / S::heads, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
+    return min(S::head_rows, s.sequence.queries * static_cast<int>(a_.group.value) - s.row);
   }
 
   // Where the tile has the `i`th row in use.
   __device__ int row_in_tile(const Segment& s, int i) const {
-    if constexpr (S::heads == 1) return i;
-    const int rows = rows_of_head(s);
-    return i < rows ? i : i - rows + S::rows / S::heads;
+    const int first = joiner_ * (S::rows / S::joiners);
+    if constexpr (kHeads == 1) return first + i;
+    const int rows = rows_of_head(s), head = quotient(i, rows);
+    return first + i + head * (S::head_rows - rows);
   }
 
   __device__ static int group_of(const Segment& s) { return s.piece / kGroupPieces * kGroupPieces; }
@@ -228,11 +252,11 @@ class Finish {
   // Whether this block was the last of `count`. All threads call it.
   __device__ bool is_last(int counter, int count) {
     if (thread_ == 0) {
-      shared_.is_last = before_ == count - 1;
-      if (shared_.is_last) a_.workspace.counters[counter] = 0;  // ready for the next call
+      shared_.is_last[joiner_] = before_ == count - 1;
+      if (shared_.is_last[joiner_]) a_.workspace.counters[counter] = 0;  // ready for the next call
     }
-    __syncthreads();
-    return shared_.is_last;
+    barrier();
+    return shared_.is_last[joiner_];
   }
 
   // Joins a row's four columns of `count` pieces, some apart. The same sums in the same order,
@@ -255,11 +279,12 @@ class Finish {
 
   // Where the pieces `first`, `first + step`, .. have theirs.
   struct Places {
+    const Finish& finish;
     const Segment& s;
     const Workspace& w;
     int first, step, slot_rows;
 
-    __device__ int row(int j) const { return s.slot(first + j * step) * slot_rows; }
+    __device__ int row(int j) const { return finish.slot(s, first + j * step) * slot_rows; }
     // Joined statistics lie behind those of the pieces.
     __device__ const float2* statistics(int j) const {
       return w.statistics + (step > 1 ? w.rows : 0) + row(j);
@@ -272,7 +297,7 @@ class Finish {
   // Joins `count` pieces from `first` on, `step` apart, and writes the tile, or keeps their sums
   // in the slot of the first.
   __device__ void gather(const Segment& s, int first, int step, int count, bool whole) {
-    const Places places{s, a_.workspace, first, step, a_.slot_rows};
+    const Places places{*this, s, a_.workspace, first, step, a_.slot_rows};
     const int items = used_rows(s) * kQuads;
     for (int i = thread_; i < items; i += kThreads) {
       Partial joined;
@@ -329,17 +354,18 @@ class Finish {
   // The same through shared memory.
   __device__ void gather_through(char* ring, const Segment& s, int first, int step, int count,
                                  bool whole) {
-    const Places places{s, a_.workspace, first, step, a_.slot_rows};
+    const Places places{*this, s, a_.workspace, first, step, a_.slot_rows};
     const int rows = used_rows(s), items = rows * kQuads;
+    constexpr int kRingBytes = S::ring_bytes / S::joiners;
+    constexpr int kSumBytes = sizeof(float4);
+    ring += joiner_ * (S::parts / S::joiners * S::stages * S::stage_bytes);
     float* const most = reinterpret_cast<float*>(ring);  // of each row
     float2* const weights = reinterpret_cast<float2*>(most + S::rows);
     const int used = S::rows * static_cast<int>(sizeof(float)) +
                      (count * rows * static_cast<int>(sizeof(float2)) + 15) / 16 * 16;
     float4* const sums = reinterpret_cast<float4*>(ring + used);
     int at_once = items;
-    while (used + at_once * count * static_cast<int>(sizeof(float4)) > S::ring_bytes) {
-      at_once = (at_once + 1) / 2;
-    }
+    while (used + at_once * count * kSumBytes > kRingBytes) at_once = (at_once + 1) / 2;
     constexpr int kAtOnceRows = kThreads / 32 * Weights::kRows;
     const int lane = thread_ % 32, warp_row = thread_ / 32 * Weights::kRows;
     const Weights first_rows(places, warp_row, rows, count, lane);
@@ -360,7 +386,7 @@ class Finish {
         }
       }
       wait_for_copies<0>();
-      __syncthreads();
+      barrier();
       for (int i = thread_; i < here; i += kThreads) {
         const int row = (begin + i) / kQuads;
         Partial joined;
@@ -372,7 +398,7 @@ class Finish {
         }
         put(s, first, begin + i, joined, whole);
       }
-      __syncthreads();
+      barrier();
     }
   }
 
@@ -381,7 +407,7 @@ class Finish {
     if (whole) {
       write(s, i, joined);
     } else {
-      keep_piece(s.slot(first), i, joined, a_.workspace.rows);
+      keep_piece(slot(s, first), i, joined, a_.workspace.rows);
     }
   }
 
@@ -397,7 +423,7 @@ class Finish {
   __device__ void write(const Segment& s, int i, Partial x) {
     using T = typename S::T;
     const int row = i / kQuads, quad = i % kQuads;
-    const RowPlace<S::heads> place(a_, s, s.row + row_in_tile(s, row));
+    const RowPlace<S> place(a_, s, s.row + row_in_tile(s, row));
     if (a_.sinks) {
       const float2 sink[1] = {{a_.sinks[place.head] * kLog2E, 1.0f}};
       const float4 no_value[1] = {};
@@ -417,7 +443,7 @@ class Finish {
 
   const Decode& a_;
   Shared<S>& shared_;
-  const int thread_;
+  const int warp_, joiner_, thread_;  // the thread is of the joiner's
   char* stages_ = nullptr;
   int before_ = 0;  // thread 0: what it found when it counted the block in
 };

@@ -1,9 +1,9 @@
 // Attention over few queries for each sequence: decode, speculative decode, short chunks.
 //
 // A block of four or eight warps walks its stretch of the keys (decode_schedule.h). Each warp
-// copies an equal part of a unit's keys; a team of `row_tiles` warps, or of twice as many with half
-// of the columns each, share theirs and take 16 rows each, and the teams take different keys,
-// joined at the end of the tile (decode_finish.h).
+// copies an equal part of a unit's keys; `row_tiles` warps, or twice as many with half of the
+// columns each, share theirs and take 16 rows each. Others take different keys, joined at the end
+// of the tile (decode_finish.h), or other heads.
 #pragma once
 
 #include "csrc/cuda/decode_finish.h"
@@ -12,17 +12,17 @@ namespace mainboard::cuda {
 
 // The warps that share their keys wait for each other.
 template <class S>
-__device__ void team_barrier(int warp) {
-  if constexpr (S::team == 1) {
+__device__ void sharing_barrier(int warp) {
+  if constexpr (S::sharing == 1) {
     __syncwarp();
   } else {
-    named_barrier(1 + warp / S::team, 32 * S::team);
+    named_barrier(1 + warp / S::sharing, 32 * S::sharing);
   }
 }
 
-// Attends to all keys of a team's stage: its warps' parts, two blocks of keys at a time if it can.
+// Attends to all keys of a stage: its warps' parts, two blocks of keys at a time if it can.
 template <class S>
-__device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_of_team, int key,
+__device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_of_warp, int key,
                                 int lane) {
   // Two give the matrix unit more to do at once, where the registers allow.
   constexpr int total = S::blocks * S::row_tiles, together = total == 1 || S::dim > 128 ? 1 : 2;
@@ -35,7 +35,7 @@ __device__ void attend_to_stage(const Decode& a, Tile<S>& tile, uint32_t stage_o
     for (int i = 0; i < together; ++i) {
       const int part = (first + i) / S::blocks, block = (first + i) % S::blocks;
       const uint32_t at =
-          stage_of_team + part * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
+          stage_of_warp + part * (S::stages * S::stage_bytes) + block * (kBlockKeys * S::pitch);
       k[i] = at + k_lane;
       v[i] = at + v_lane;
     }
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
   __shared__ Shared<S> shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffu, thread / 32, 0);
-  const int in_team = warp % S::team, first_part = (warp - in_team) / S::columns;
+  const int in_team = warp % S::team;
+  const int first_part = warp / S::sharing * S::row_tiles;  // that has this warp's keys
 
   // A call has a long way from the lengths to its first copy, and they are seldom what the grid
   // before has just written: the way is gone before that has ended, and again if they changed. Both
@@ -117,15 +118,15 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
 #pragma unroll 1
     for (int unit = segment.unit; unit < segment.unit_end; ++unit) {
       wait_for_copies<S::stages - 2>();
-      team_barrier<S>(warp);
+      sharing_barrier<S>(warp);
       loader.load(stage == 0 ? S::stages - 1 : stage - 1);
       const int block = segment.sequence.first_block + unit * S::unit_blocks;
       attend_to_stage(a, tile, ring_address + first_part * kRing + stage * S::stage_bytes,
-                      (block + first_part * S::blocks) * kBlockKeys, lane);
+                      (block + first_part / S::head_warps * S::blocks) * kBlockKeys, lane);
       last = stage;
       stage = stage + 1 == S::stages ? 0 : stage + 1;
     }
-    team_barrier<S>(warp);
+    sharing_barrier<S>(warp);
     if constexpr (S::joins_in_cluster) {
       if (walk.clustered() && segment.pieces > 1) return finish.join_cluster(tile, segment, ring);
     }
@@ -139,11 +140,11 @@ __global__ void __launch_bounds__(S::threads, S::blocks_per_multiprocessor)
       tile.read();
       tile.enter(a, segment);
     }
-    __syncthreads();
+    finish.barrier();
     finish.join_warps(ended);
     if (S::shares_queries && more) tile.share_queries(a, segment, thread);
     if (ended.pieces > 1 && unsettled.pieces > 1) finish.template settle<false>(unsettled, ring);
-    __syncthreads();
+    finish.barrier();
     if (ended.pieces > 1) {
       finish.arrive(ended);
       unsettled = ended;

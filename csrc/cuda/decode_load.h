@@ -13,42 +13,51 @@ inline constexpr int kLineBytes = 128;  // of memory and of all banks
 // Sizes that follow from the types, the head dimension, the row tiles of a block and how many
 // neighbouring key heads it walks side by side. Memory gives lines of 256 bytes faster than ones of
 // 128: where a head's rows are short, two heads make one row of a cache, and share the 16 rows of a
-// tile.
-template <class T_, class KV_, int dim_, int row_tiles_, int heads_ = 1, int warps_ = kWarps>
+// tile. And it gives a page that is read at once faster than one of which each block wants a part:
+// the warps may have a head each, or two, of the same keys.
+template <class T_, class KV_, int dim_, int row_tiles_, int warp_heads_ = 1, int head_warps_ = 1,
+          int warps_ = kWarps>
 struct Shape {
   using T = T_;    // queries and output
   using KV = KV_;  // cache
-  static constexpr int dim = dim_, row_tiles = row_tiles_, heads = heads_;
-  static_assert(heads == 1 || (heads == 2 && row_tiles == 1));
+  static constexpr int dim = dim_, row_tiles = row_tiles_;
+  static constexpr int warp_heads = warp_heads_, head_warps = head_warps_;
+  static constexpr int heads = warp_heads * head_warps;
+  static_assert(heads == 1 || (warp_heads <= 2 && row_tiles == 1));
   static constexpr bool fp8 = is_fp8_type<KV>;
   using Matrix = std::conditional_t<fp8, __half, T>;  // operands of the matrix unit
 
-  static constexpr int rows = kTileRows * row_tiles;  // of a block's tile
+  static constexpr int rows = kTileRows * row_tiles * head_warps;  // of a block's tile
+  static constexpr int head_rows = rows / heads;
   static constexpr int head_bytes = dim * static_cast<int>(sizeof(KV)),
-                       row_bytes = heads * head_bytes;
+                       row_bytes = warp_heads * head_bytes;
   // A line of memory comes into one line of shared memory, or takes twice as long to write: its
   // chunks of 16 bytes change places by the row, so that eight rows' are on different banks. Rows
   // of broken lines are apart by an odd number of chunks instead.
   static constexpr bool swizzled = row_bytes % kLineBytes == 0;
   static constexpr int pitch = swizzled ? row_bytes : (row_bytes / 16 | 1) * 16;
   // Of keys, in one warp's stage.
-  static constexpr int blocks = heads == 1 ? (fp8 || dim == 64 ? 2 : 1) : row_bytes <= 128 ? 2 : 1;
+  static constexpr int blocks = row_bytes <= 128 || (fp8 && warp_heads == 1) ? 2 : 1;
   // The sums of long rows are more than a warp's registers hold: two warps have half of the columns
   // each, of the same rows and keys. They copy those together, and both find the weights.
   static constexpr int columns = dim > 128 ? 2 : 1;
-  static constexpr int team = columns * row_tiles;  // warps that share their keys
-  static constexpr int warps = team > 2 && columns > 1 ? 2 * kWarps : warps_, threads = 32 * warps;
+  static constexpr int sharing = columns * row_tiles;  // warps that share their keys
+  static constexpr int team = sharing * head_warps;    // with other rows of the tile, or columns
+  static constexpr int warps = team > 2 && columns > 1 ? 2 * kWarps : team > warps_ ? team : warps_;
+  static constexpr int threads = 32 * warps;
+  static constexpr int joiners = head_warps;     // of pieces: the block, or each warp
   static constexpr int parts = warps / columns;  // of a stage, each copied by `columns` warps
-  static constexpr int unit_blocks = parts * blocks, unit_keys = unit_blocks * kBlockKeys;
+  static constexpr int unit_blocks = parts / head_warps * blocks;
+  static constexpr int unit_keys = unit_blocks * kBlockKeys;
   // A warp's partial result is kept where its last keys and values were.
   static constexpr int sums_dim = dim / columns, sums_pitch = sums_dim + 8;
   static constexpr int tensor_bytes = blocks * kBlockKeys * pitch;
   static constexpr int sums_bytes = kTileRows * sums_pitch * static_cast<int>(sizeof(float));
-  static constexpr int stage_bytes =
-      2 * tensor_bytes > columns* sums_bytes ? 2 * tensor_bytes : columns * sums_bytes;
+  static constexpr int copied_bytes = 2 * tensor_bytes, kept_bytes = columns * sums_bytes;
+  static constexpr int stage_bytes = copied_bytes > kept_bytes ? copied_bytes : kept_bytes;
   static constexpr int blocks_per_multiprocessor = warps == kWarps ? 2 : 1;
   // Long rows of queries are read from shared memory each time: registers hold the sums.
-  static constexpr bool shares_queries = dim > 128;
+  static constexpr bool shares_queries = dim > 128 || (dim == 128 && row_tiles > 1);
   static constexpr int query_pitch = 2 * dim + 16;
   static constexpr int query_bytes = shares_queries ? rows * query_pitch : 0;
   static constexpr int memory = (blocks_per_multiprocessor == 2 ? 112 : 225) * 1024 - query_bytes;
@@ -59,9 +68,9 @@ struct Shape {
   static constexpr int inbox_bytes = (stages - 1) * stage_bytes;
   static constexpr int most_items = rows * dim / 4 + kMostClusterBlocks;  // at most, with the rest
   static constexpr bool joins_in_cluster =
-      warps == kWarps && row_tiles == 1 && most_items * (16 + 8) <= inbox_bytes;
+      warps == kWarps && row_tiles * head_warps == 1 && most_items * (16 + 8) <= inbox_bytes;
   // An odd number of 16-column steps reads 16 bytes past the last row.
-  static constexpr int ring_bytes = parts * stages * stage_bytes + 16;
+  static constexpr int ring_bytes = parts * stages * stage_bytes + (swizzled ? 0 : 16);
   static constexpr int shared_bytes = ring_bytes + query_bytes;
 };
 
@@ -78,7 +87,8 @@ __device__ uint32_t further_in_row(uint32_t at, int bytes) {
   return (at ^ in_line) + (bytes - in_line);
 }
 
-// One warp's copies. Part p of a stage has the blocks of keys p * blocks .. of each unit.
+// One warp's copies. Part p of a stage has the blocks of keys p * blocks .. of each unit, or all
+// blocks, of a head of its own.
 template <class S>
 class Loader {
  public:
@@ -183,9 +193,10 @@ class Loader {
     unit_ = s.unit;
     unit_end_ = s.unit_end;
     keys_ = s.sequence.keys;
-    block_ = s.sequence.first_block + part_ * S::blocks;
-    k_ = a_.k.data + s.head * a_.k.head;
-    v_ = a_.v.data + s.head * a_.v.head;
+    block_ = s.sequence.first_block + part_ / S::head_warps * S::blocks;
+    const int beside = part_ % S::head_warps * S::row_bytes;
+    k_ = a_.k.data + s.head * a_.k.head + beside;
+    v_ = a_.v.data + s.head * a_.v.head + beside;
     table_ = a_.table ? a_.table + s.index * a_.table_row : nullptr;
   }
 

@@ -23,7 +23,7 @@ bool serves(const DecodeKernel& kernel, DType query, DType cache, int64_t head_d
 
 // Has twice the warps, where two blocks of the others share a multiprocessor.
 bool is_alone(const DecodeKernel& kernel) {
-  return kernel.head_dim <= 128 && kernel.threads > 32 * kWarps;
+  return kernel.heads == 1 && kernel.head_dim <= 128 && kernel.threads > 32 * kWarps;
 }
 
 }  // namespace
@@ -46,9 +46,10 @@ const DecodeKernel* find_decode_alone(DType query, DType cache, int64_t head_dim
   return nullptr;
 }
 
-const DecodeKernel* find_decode_of_pairs(DType query, DType cache, int64_t head_dim, int64_t rows) {
+const DecodeKernel* find_decode_of_heads(DType query, DType cache, int64_t head_dim, int64_t rows,
+                                         int heads) {
   for (const DecodeKernel& kernel : kernels()) {
-    const bool fits = kernel.heads == 2 && kernel.heads * rows <= kTileRows;
+    const bool fits = kernel.heads == heads && rows <= kernel.head_rows;
     if (fits && serves(kernel, query, cache, head_dim)) return &kernel;
   }
   return nullptr;

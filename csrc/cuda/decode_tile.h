@@ -33,22 +33,21 @@ struct RowPair {
   int all_from, all_to;  // keys that every row of the warp sees
 };
 
-// A row of a tile as a token, a query head and its key head. Of `heads` key heads side by side each
-// has an equal share of the 16 rows.
-template <int heads>
+// A row of a tile as a token, a query head and its key head. Of key heads side by side each has an
+// equal share of the rows.
+template <class S>
 struct RowPlace {
   int query, token, head, kv_head;
   bool used;
 
   __device__ RowPlace(const Decode& a, const Segment& s, int row) {
-    constexpr int kRows = kTileRows / heads;
-    const int beside = heads == 1 ? 0 : row / kRows;
-    row -= beside * kRows;
+    const int beside = S::heads == 1 ? 0 : row / S::head_rows;
+    row -= beside * S::head_rows;
     const int group = static_cast<int>(a.group.value);
     query = a.group.divide(row);
     used = row < s.sequence.queries * group;
     token = s.sequence.first_query + query;
-    kv_head = s.head * heads + beside;
+    kv_head = s.head * S::heads + beside;
     head = kv_head * group + row - query * group;
   }
 };
@@ -59,7 +58,7 @@ class Tile {
   using T = typename S::T;
   using KV = typename S::KV;
   using Matrix = typename S::Matrix;
-  using Place = RowPlace<S::heads>;
+  using Place = RowPlace<S>;
   static constexpr int kSteps = S::dim / 16, kSumSteps = S::sums_dim / 16;
 
   // `queries` is where the block's queries are, or would be if it shared them.
@@ -73,7 +72,7 @@ class Tile {
   __device__ void place(const Decode& a, const Segment& s, int lane) {
     const int first = s.row + in_team_ / S::columns * kTileRows;
     place_rows(a, s, first, lane);
-    any_below_ = S::heads == 2 || RowPlace<1>(a, s, first + 8).used;
+    any_below_ = S::warp_heads == 2 || Place(a, s, first + 8).used;
   }
 
   // Reads the queries, unless they are shared.
@@ -100,8 +99,8 @@ class Tile {
       rows_.slope[i] = a.alibi_slopes && query_[i] ? -a.alibi_slopes[head_[i]] * kLog2E : 0.0f;
     }
 #pragma unroll
-    for (int h = 0; h < S::heads; ++h) {
-      const int head = s.head * S::heads + h;
+    for (int h = 0; h < S::warp_heads; ++h) {
+      const int head = s.head * S::heads + first_head() + h;
       scale_[h] = a.scale_log2 * (a.k_scale ? a.k_scale[head * a.k_scale_stride] : 1.0f);
     }
   }
@@ -142,7 +141,7 @@ class Tile {
   __device__ void attend(const Decode& a, const uint32_t (&k)[n], const uint32_t (&v)[n], int key,
                          int lane) {
     float s[n][2][4];
-    if constexpr (S::heads == 1) {
+    if constexpr (S::warp_heads == 1) {
       multiply_keys<n>(s, k);
     } else {
       multiply_keys_of_both<n>(s, k);
@@ -150,7 +149,7 @@ class Tile {
     scale_and_mask<n>(a, s, key, lane);
     uint32_t weights[n][4];
     weigh<n>(s, weights);
-    if constexpr (S::heads == 1) {
+    if constexpr (S::warp_heads == 1) {
       add_values<n>(weights, v);
     } else {
       add_values_of_both<n>(weights, v);
@@ -179,6 +178,11 @@ class Tile {
     }
   }
 
+  // Of those side by side, the first that the warp has.
+  __device__ int first_head() const {
+    return in_team_ / S::columns % S::head_warps * S::warp_heads;
+  }
+
   __device__ void place_rows(const Decode& a, const Segment& s, int first, int lane) {
     const int last = s.sequence.queries * static_cast<int>(a.group.value) - 1;
     const int before = s.sequence.keys - s.sequence.queries;
@@ -194,7 +198,8 @@ class Tile {
                                    place.head * a.q_head + lane % 4 * (S::fp8 ? 4 : 2)
                              : nullptr;
     }
-    const int top = a.group.divide(first), bottom = a.group.divide(min(first + 15, last));
+    const int of_head = S::heads == 1 ? first : 0;
+    const int top = a.group.divide(of_head), bottom = a.group.divide(min(of_head + 15, last));
     rows_.all_from = before + bottom - a.left;
     rows_.all_to = min(s.sequence.keys, before + top + a.right + 1);
     top_ = before + top;
@@ -202,7 +207,7 @@ class Tile {
 
   // Where in a row of the cache the `i`th block's keys begin, and the warp's columns of its values:
   // of two key heads each block is there twice.
-  __device__ static constexpr int head_byte(int i) { return i % S::heads * S::head_bytes; }
+  __device__ static constexpr int head_byte(int i) { return i % S::warp_heads * S::head_bytes; }
   __device__ int value_byte(int i) const {
     constexpr int kBytes = S::sums_dim * static_cast<int>(sizeof(KV));
     return head_byte(i) + in_team_ % S::columns * kBytes;
@@ -290,7 +295,7 @@ class Tile {
   }
 
   // Of a lane's row `r`.
-  __device__ float scale_of(int r) const { return scale_[S::heads == 1 ? 0 : r]; }
+  __device__ float scale_of(int r) const { return scale_[S::warp_heads == 1 ? 0 : r]; }
 
   template <int n>
   __device__ void scale_and_mask(const Decode& a, float (&s)[n][2][4], int key, int lane) {
@@ -423,7 +428,7 @@ class Tile {
   const int in_team_;
   uint32_t query_row_;
   RowPair rows_;
-  float scale_[S::heads];
+  float scale_[S::warp_heads];
 };
 
 }  // namespace mainboard::cuda

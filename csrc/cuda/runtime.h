@@ -47,7 +47,7 @@ class OnDevice {
 
   // At least `kCounters` zeros, which the kernels leave as zeros. Calls on one stream share them;
   // each captured call has its own, because its graph may be replayed on any stream.
-  static constexpr int64_t kCounters = 1024;
+  static constexpr int64_t kCounters = 4096;
   int* counters() const;
 
   // Launches so that the grid may start while the one before it ends; it must wait for that itself.
