@@ -22,14 +22,15 @@ __device__ void init_latent_barriers(typename S::Control& control, int cluster_b
   barrier_init(&control.q_full, 1);
   barrier_init(&control.q_empty, S::score_warps);
   barrier_init(&control.scored, S::score_warps);
-  for (int i = 0; i < S::stages; ++i) {
-    for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
-    for (uint64_t& empty : control.empty[i]) {
-      barrier_init(&empty, S::paired ? 2 * S::sum_warps : S::sum_warps);
-    }
-    for (uint64_t& full : control.weights_full[i]) barrier_init(&full, kGroupThreads);
-    barrier_init(&control.weights_empty[i], S::groups * kGroupThreads);
+  constexpr int kReaders = S::paired ? 2 : 1;  // blocks
+  for (int i = 0; i < S::slots; ++i) {
+    barrier_init(&control.full[i], S::value_panels / 2);
+    barrier_init(&control.empty[i], kReaders * S::sum_warps);
   }
+  barrier_init(&control.last_full, 1);
+  barrier_init(&control.last_empty, kReaders * S::score_warps);
+  barrier_init(&control.weights_full, kGroupThreads);
+  barrier_init(&control.weights_empty, S::groups * kGroupThreads);
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
     barrier_init(&control.pieces_full[i], 1);
