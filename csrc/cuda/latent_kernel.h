@@ -1,10 +1,10 @@
 // Latent attention (MLA) over few queries: one key head of 576 columns, whose first 512 are the
 // values too, so that every row is read once.
 //
-// A block holds 64 rows of queries x heads and two stages of 64 keys. One warpgroup makes weights
-// of queries and keys; two sum the values, half of the columns each, which no single one has the
-// registers for; three warps copy. They meet at barriers in shared memory only: so the matrix units
-// have a unit's values to multiply while the next one's keys are on their way.
+// A block holds 64 rows of queries x heads and two and a half units of 64 keys. One warpgroup makes
+// weights of queries and keys; two sum the values, half of the columns each, which no single one
+// has the registers for; three warps copy. They meet at barriers in shared memory only: so the
+// matrix units have a unit's values to multiply while the next one's keys are on their way.
 //
 // Blocks that walk two tiles of a sequence form a pair and copy half of the keys each, to both: a
 // key comes once from the second-level cache. In a call with few tiles, a cluster of blocks shares

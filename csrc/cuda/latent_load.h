@@ -51,7 +51,7 @@ class KeyCopier {
     box_ = lane_ & ((1 << log_boxes) - 1);
     panel_ = warp * kPanels + (lane_ >> log_boxes);
     copies_ = lane_ >> log_boxes < kPanels;
-    last_ = panel_ >= S::value_panels;
+    last_ = copies_ && panel_ == S::panels - 1;
     half_ = half_of_panel(panel_);
     // A pair's blocks copy every second box each, to both.
     own_ = !S::paired || box_ % 2 == static_cast<int>(blockIdx.x) % 2;
@@ -104,8 +104,10 @@ class KeyCopier {
       }
       __syncwarp();
     }
+    // Only the warp that copies there may wait: nobody waits for another, which might find that the
+    // phase after has ended too.
     if (__any_sync(0xffffffffu, last_)) barrier_wait(&control_.last_empty, count_ & 1 ^ 1);
-    if (copies_ && last_) fill(to_, &control_.last_full, unit, used, row, page);
+    if (last_) fill(to_, &control_.last_full, unit, used, row, page);
     __syncwarp();
     ++count_;
   }

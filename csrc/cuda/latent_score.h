@@ -29,18 +29,19 @@ class Scorer {
       const int end = uniform(s->unit_end);
       int unit = uniform(s->unit);
       barrier_wait(&control_.q_full, segments.number() % 2);
+      float2* statistics = control_.statistics[segments.number() % 2];
       segments.release();
       if (S::sharing && unit == end) release_warp(&control_.q_empty);
       for (; unit < end; ++unit, ++count_) {
         Scores scores;
         multiply(scores, unit + 1 == end);
-        weigh(scores, unit * S::unit_keys, unit + 1 == end);
+        weigh(scores, unit * S::unit_keys, unit + 1 == end ? statistics : nullptr);
       }
     }
   }
 
  private:
-  static constexpr float kMostSum = 256.0f;  // of a thread's weights of one row
+  static constexpr float kMostSum = 256.0f;        // of a thread's weights of one row
   static constexpr int kPairs = S::unit_keys / 4;  // of a thread's weights
   using Scores = float[2 * kPairs];
   using Weights = uint32_t[kPairs];
@@ -112,7 +113,7 @@ class Scorer {
   // Turns scores into weights in shared memory, for the summing warpgroups. They are weighed by the
   // old reference, and again in the seldom case that it was too small: what the weights add up to
   // tells, so that their maximum need not be known.
-  __device__ void weigh(Scores& scores, int key, bool last) {
+  __device__ void weigh(Scores& scores, int key, float2* statistics) {
     see(scores, key);
     Weights weights;
     float sums[2], shrink[2] = {1.0f, 1.0f};
@@ -126,7 +127,7 @@ class Scorer {
     if (lane_ % 4 == 0) control_.shrink[8 * warp_ + lane_ / 4] = {shrink[0], shrink[1]};
 #pragma unroll
     for (int r = 0; r < 2; ++r) total_[r] = total_[r] * shrink[r] + sums[r];
-    if (last) write_statistics();
+    if (statistics != nullptr) write_statistics(statistics);
     hand_over(weights);
   }
 
@@ -190,11 +191,11 @@ class Scorer {
     barrier_arrive(&control_.weights_full);
   }
 
-  __device__ void write_statistics() const {
+  __device__ void write_statistics(float2* statistics) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float total = quad_sum(total_[r]);
-      if (lane_ % 4 == 0) control_.statistics[row(r)] = {reference_[r], total};
+      if (lane_ % 4 == 0) statistics[row(r)] = {reference_[r], total};
     }
   }
 

@@ -15,7 +15,7 @@ struct Latent {
   static constexpr int key_dim = 576, dim = 512;  // the first 512 columns are the values too
   static constexpr int rows = kLatentRows;
   static constexpr int unit_keys = 64;
-  static constexpr int slots = 5;  // in shared memory: halves of units, see slot_panel
+  static constexpr int slots = 5;   // in shared memory: halves of units, see slot_panel
   static constexpr int groups = 2;  // that sum
   static constexpr int group_columns = dim / groups;
   static constexpr int threads = kGroupThreads * (1 + groups + 1);
@@ -42,7 +42,7 @@ struct Latent {
     LatentPieces pieces[2];
     // What a unit makes of the sums before it: of rows i and i + 8 of each warp's 16.
     float2 shrink[rows / 2];
-    float2 statistics[rows];  // at a segment's end: reference and total
+    float2 statistics[2][rows];  // of every second segment: reference and total
     bool is_last;
     // Of a cluster: its blocks can be sent results; own ones have come; they are joined.
     uint64_t peers_ready, inbox_full, joined;

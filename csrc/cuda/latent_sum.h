@@ -23,7 +23,9 @@ class Summer {
   __device__ void run() {
     SegmentReader<S> segments(control_);
     while (const LatentSegment* s = segments.next()) {
-      walk(uniform(s->unit), uniform(s->unit_end), uniform(s->keys));
+      const int unit = uniform(s->unit), end = uniform(s->unit_end);
+      walk(unit, end, uniform(s->keys));
+      read_statistics(unit < end, segments.number() % 2);
       const int thread = threadIdx.x % kGroupThreads + group_ * kGroupThreads;
       const LatentPieces& pieces = segments.pieces();
       LatentJoin<S> join(a_, control_, thread, *s, pieces, LatentRows(a_, *s));
@@ -55,11 +57,6 @@ class Summer {
 
   __device__ void walk(int unit, int end, int keys) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      reference_[r] = -INFINITY;
-      total_[r] = 0.0f;
-    }
-#pragma unroll
     for (int i = 0; i < S::group_columns / 2; ++i) sum(i) = 0.0f;
     const uint32_t weights_at = weights_of<S>(shared_);
     for (; unit < end; ++unit, ++count_) {
@@ -82,10 +79,10 @@ class Summer {
     for (int i = 0; i < S::group_columns / 2; ++i) sum(i) *= i / 2 % 2 ? factors.y : factors.x;
   }
 
-  __device__ void read_statistics() {
+  __device__ void read_statistics(bool any, int which) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float2 x = control_.statistics[row(r)];
+      const float2 x = any ? control_.statistics[which][row(r)] : float2{-INFINITY, 0.0f};
       reference_[r] = x.x;
       total_[r] = x.y;
     }
@@ -121,7 +118,6 @@ class Summer {
   // multiply while these scores become weights.
   __device__ void multiply(const Weights& weights, bool last) {
     multiply_half<0>(weights);
-    if (last) read_statistics();
     barrier_arrive(&control_.weights_empty);
     give_back<0>();
     if (!last) let_next_be_scored();
@@ -191,22 +187,22 @@ class Summer {
 
   // Writes the rows, or what this piece has of them into the workspace.
   __device__ void write(const LatentSegment& s, const LatentPieces& pieces) {
-    const int column = group_ * S::group_columns + lane_ % 4 * 2;
+    const int64_t slot = int64_t{pieces.own_slot(pieces.piece)} * a_.slot_rows;
+    float4* to = reinterpret_cast<float4*>(a_.workspace.sums) + slot * LatentSpot<S>::kQuads +
+                 LatentSpot<S>::of(group_, warp_, lane_);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const LatentPlace place(a_, s, row(r));
       if (pieces.pieces == 1) {
         write_row(place, r);
       } else if (place.used) {
-        const int64_t at = int64_t{pieces.own_slot(pieces.piece)} * a_.slot_rows + row(r);
-        float* to = a_.workspace.sums + at * S::dim + column;
 #pragma unroll
-        for (int i = 0; i < S::group_columns / 8; ++i) {
-          __stcg(reinterpret_cast<float2*>(to + 8 * i),
-                 make_float2(sum(4 * i + 2 * r), sum(4 * i + 2 * r + 1)));
+        for (int i = 0; i < S::group_columns / 16; ++i) {
+          const int at = 8 * i + 2 * r;
+          __stcg(to + 64 * i + 32 * r, float4{sum(at), sum(at + 1), sum(at + 4), sum(at + 5)});
         }
-        if (column == 0) {
-          __stcg(a_.workspace.statistics + at, make_float2(reference_[r], total_[r]));
+        if (group_ == 0 && lane_ % 4 == 0) {
+          __stcg(a_.workspace.statistics + slot + row(r), float2{reference_[r], total_[r]});
         }
       }
     }
