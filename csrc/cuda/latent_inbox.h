@@ -110,7 +110,7 @@ class LatentInbox {
   static constexpr int kRowBytes = kSumsBytes + static_cast<int>(sizeof(float2));
   // An equal part of each is never more than there is room for.
   static_assert(kLatentRows % (1 << kMostLatentCluster) == 0);
-  static_assert(kLatentRows * kRowBytes <= S::stages * S::panels * S::panel_bytes);
+  static_assert(kLatentRows * kRowBytes <= S::slots * S::slot_bytes);
 
   __device__ uint32_t sums_at(int place) const { return inbox_ + place * kSumsBytes; }
   __device__ uint32_t statistics_at(int place) const {

@@ -8,6 +8,37 @@
 
 namespace mainboard::cuda {
 
+// Which of a tile's results is number `i` in a slot: two columns of a row from `column` on, and two
+// from `next` on. In clusters rows lie one after another; else every thread has what it sums, so
+// that a warp writes 512 bytes at a time: with rows, writing a tile took 5 us.
+template <class S>
+struct LatentSpot {
+  static constexpr int kQuads = S::dim / 4;  // of a row's columns
+  int row, column, next;
+
+  __device__ explicit LatentSpot(int i) {
+    if constexpr (S::sharing) {
+      row = i / kQuads;
+      column = i % kQuads * 4;
+      next = column + 2;
+    } else {
+      const int lane = i % 32;
+      row = i / kWarp * 16 + i / 32 % 2 * 8 + lane / 4;
+      column = i / kGroup % S::groups * S::group_columns + i / 64 % kPerRow * 16 + lane % 4 * 2;
+      next = column + 8;
+    }
+  }
+  // The number of the first that a warp of a group has, outside clusters; it has others 64 further
+  // on, for 16 columns further on, and 32 further on, for its second row.
+  __device__ static int of(int group, int warp, int lane) {
+    return warp * kWarp + group * kGroup + lane;
+  }
+
+ private:
+  static constexpr int kPerRow = S::group_columns / 16;  // of a thread's results
+  static constexpr int kGroup = 64 * kPerRow, kWarp = S::groups * kGroup;
+};
+
 template <class S>
 class LatentJoin {
  public:
@@ -48,7 +79,7 @@ class LatentJoin {
 
  private:
   static constexpr int kThreads = kGroupThreads * S::groups;
-  static constexpr int kQuads = S::dim / 4;  // of a row's columns
+  static constexpr int kQuads = LatentSpot<S>::kQuads;
   static constexpr int kGroupPieces = 16;
 
   __device__ static void sync() { named_barrier_sync(kSumsBarrier, kThreads); }
@@ -81,7 +112,7 @@ class LatentJoin {
   __device__ void gather_by(int first, int step, int count, bool whole) const {
     const float2* statistics = a_.workspace.statistics + (step > 1 ? a_.workspace.rows : 0);
     const float4* sums = reinterpret_cast<const float4*>(a_.workspace.sums);
-    const int quads = rows_.count * kQuads;
+    const int quads = (S::sharing ? rows_.count : ceil_div(rows_.count, 16) * 16) * kQuads;
 #pragma unroll 1
     for (int begin = thread_; begin < quads; begin += kAtOnce * kThreads) {
       LatentQuad joined[kAtOnce];
@@ -94,10 +125,11 @@ class LatentJoin {
 #pragma unroll
           for (int k = 0; k < kAtOnce; ++k) {
             const int i = begin + k * kThreads;
-            if (piece + j >= count || i >= quads) continue;
-            const int64_t at = int64_t{slot} * a_.slot_rows + rows_.first + i / kQuads;
-            own[k][j].sums = __ldcg(sums + at * kQuads + i % kQuads);
-            own[k][j].statistics = __ldcg(statistics + at);
+            const int row = LatentSpot<S>(i).row;
+            if (piece + j >= count || i >= quads || row >= rows_.count) continue;
+            const int64_t at = int64_t{slot} * a_.slot_rows + rows_.first;
+            own[k][j].sums = __ldcg(sums + at * kQuads + i);
+            own[k][j].statistics = __ldcg(statistics + at + row);
           }
         }
 #pragma unroll
@@ -113,21 +145,28 @@ class LatentJoin {
 
   // Writes the block's `i`th quad, or keeps it as a piece's with its statistics `behind`.
   __device__ void keep(int i, int piece, const LatentQuad& x, bool whole, int64_t behind) const {
-    const int row = rows_.first + i / kQuads, quad = i % kQuads;
-    if (whole) return write(row, quad, x);
-    const int64_t at = int64_t{pieces_.own_slot(piece)} * a_.slot_rows + row;
-    __stcg(reinterpret_cast<float4*>(a_.workspace.sums + at * S::dim) + quad, x.sums);
-    if (quad == 0) __stcg(a_.workspace.statistics + behind + at, x.statistics);
+    const LatentSpot<S> spot(i);
+    if (spot.row >= rows_.count) return;
+    if (whole) return write(spot, x);
+    const int64_t at = int64_t{pieces_.own_slot(piece)} * a_.slot_rows + rows_.first;
+    __stcg(reinterpret_cast<float4*>(a_.workspace.sums) + at * kQuads + i, x.sums);
+    if (spot.column == 0) __stcg(a_.workspace.statistics + behind + at + spot.row, x.statistics);
   }
 
-  __device__ void write(int row, int quad, const LatentQuad& x) const {
+  __device__ void write(const LatentSpot<S>& spot, const LatentQuad& x) const {
     using T = typename S::T;
-    const LatentPlace place(a_, s_, row);
+    const LatentPlace place(a_, s_, rows_.first + spot.row);
     const float scale = output_scale(a_, x.statistics.y);
     T* to = static_cast<T*>(a_.out) + place.token * a_.out_token + place.head * a_.out_head;
-    *(reinterpret_cast<uint2*>(to) + quad) = {pack<T>(x.sums.x * scale, x.sums.y * scale),
-                                              pack<T>(x.sums.z * scale, x.sums.w * scale)};
-    if (quad == 0) write_lse(a_, place, x.statistics.x, x.statistics.y);
+    const uint32_t pairs[2] = {pack<T>(x.sums.x * scale, x.sums.y * scale),
+                               pack<T>(x.sums.z * scale, x.sums.w * scale)};
+    if constexpr (S::sharing) {
+      *reinterpret_cast<uint2*>(to + spot.column) = {pairs[0], pairs[1]};
+    } else {
+      *reinterpret_cast<uint32_t*>(to + spot.column) = pairs[0];
+      *reinterpret_cast<uint32_t*>(to + spot.next) = pairs[1];
+    }
+    if (spot.column == 0) write_lse(a_, place, x.statistics.x, x.statistics.y);
   }
 
   const LatentDecode& a_;

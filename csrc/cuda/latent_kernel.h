@@ -1,10 +1,10 @@
 // Latent attention (MLA) over few queries: one key head of 576 columns, whose first 512 are the
 // values too, so that every row is read once.
 //
-// A block holds 64 rows of queries x heads and two stages of 64 keys. One warpgroup makes weights
-// of queries and keys; two sum the values, half of the columns each, which no single one has the
-// registers for; three warps copy. They meet at barriers in shared memory only: so the matrix units
-// have a unit's values to multiply while the next one's keys are on their way.
+// A block holds 64 rows of queries x heads and two and a half units of 64 keys. One warpgroup makes
+// weights of queries and keys; two sum the values, half of the columns each, which no single one
+// has the registers for; three warps copy. They meet at barriers in shared memory only: so the
+// matrix units have a unit's values to multiply while the next one's keys are on their way.
 //
 // Blocks that walk two tiles of a sequence form a pair and copy half of the keys each, to both: a
 // key comes once from the second-level cache. In a call with few tiles, a cluster of blocks shares
@@ -22,14 +22,15 @@ __device__ void init_latent_barriers(typename S::Control& control, int cluster_b
   barrier_init(&control.q_full, 1);
   barrier_init(&control.q_empty, S::score_warps);
   barrier_init(&control.scored, S::score_warps);
-  for (int i = 0; i < S::stages; ++i) {
-    for (uint64_t& full : control.full[i]) barrier_init(&full, 1);
-    for (uint64_t& empty : control.empty[i]) {
-      barrier_init(&empty, S::paired ? 2 * S::sum_warps : S::sum_warps);
-    }
-    for (uint64_t& full : control.weights_full[i]) barrier_init(&full, kGroupThreads);
-    barrier_init(&control.weights_empty[i], S::groups * kGroupThreads);
+  constexpr int kReaders = S::paired ? 2 : 1;  // blocks
+  for (int i = 0; i < S::slots; ++i) {
+    barrier_init(&control.full[i], S::value_panels / 2);
+    barrier_init(&control.empty[i], kReaders * S::sum_warps);
   }
+  barrier_init(&control.last_full, 1);
+  barrier_init(&control.last_empty, kReaders * S::score_warps);
+  barrier_init(&control.weights_full, kGroupThreads);
+  barrier_init(&control.weights_empty, S::groups * kGroupThreads);
   for (int i = 0; i < 2; ++i) {
     barrier_init(&control.segment_full[i], 1);
     barrier_init(&control.pieces_full[i], 1);

@@ -137,7 +137,7 @@ void attend_latent(const LatentCall& call) {
   queries.describe(call.q, &a);
   const int64_t rows = std::max<int64_t>(1, call.most_queries) * a.heads.value;
   const int64_t tiles = (rows + kLatentRows - 1) / kLatentRows;
-  a.slot_rows = static_cast<int>(std::min<int64_t>(rows, kLatentRows));
+  a.slot_rows = static_cast<int>(std::min<int64_t>((rows + 15) / 16 * 16, kLatentRows));
   const int abreast = abreast_for(tiles);
   const int cluster = a.fixed_pieces ? 0 : cluster_for(call.q.dtype(), device, a.sequences * tiles);
   a.pairs = cluster == 0 && abreast % 2 == 0;

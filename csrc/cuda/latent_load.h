@@ -51,10 +51,12 @@ class KeyCopier {
     box_ = lane_ & ((1 << log_boxes) - 1);
     panel_ = warp * kPanels + (lane_ >> log_boxes);
     copies_ = lane_ >> log_boxes < kPanels;
-    half_ = half_of_panel<S>(panel_);
+    last_ = copies_ && panel_ == S::panels - 1;
+    half_ = half_of_panel(panel_);
     // A pair's blocks copy every second box each, to both.
     own_ = !S::paired || box_ % 2 == static_cast<int>(blockIdx.x) % 2;
-    to_ = shared + S::keys_at + panel_ * S::panel_bytes + (box_ << a_.log_box) * kPanelRowBytes;
+    to_ = shared + (last_ ? S::last_at : S::keys_at + slot_panel(panel_) * S::panel_bytes) +
+          (box_ << a_.log_box) * kPanelRowBytes;
   }
 
   __device__ void run() {
@@ -90,21 +92,29 @@ class KeyCopier {
   }
 
   __device__ void copy(int unit, int page) {
-    const LatentTurn<S> at(count_++);
     const int key = first_key(unit), block = key / kBlockKeys;
     const int page_blocks = static_cast<int>(a_.page_blocks.value);
     const int row = (block - a_.page_blocks.divide(block) * page_blocks) * kBlockKeys;
-    const bool used = copies_ && key < keys_;
-    uint64_t* full = &control_.full[at.stage][panel_];
-    const uint32_t to = to_ + at.stage * S::panels * S::panel_bytes;
+    const bool used = own_ && key < keys_;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      barrier_wait(&control_.empty[at.stage][half], at.parity ^ 1);
-      if (copies_ && half_ == half && box_ == 0) barrier_arrive_expecting(full, bytes_of(unit));
-      __syncwarp();
-      if (used && own_ && half_ == half) copy_own(to, full, row, page);
+    for (int half = 0; half < 2; ++half, turn_ = turn_.after(1)) {
+      barrier_wait(&control_.empty[turn_.slot], turn_.parity ^ 1);
+      if (copies_ && !last_ && half_ == half) {
+        fill(to_ + turn_.slot * S::slot_bytes, &control_.full[turn_.slot], unit, used, row, page);
+      }
       __syncwarp();
     }
+    // Only the warp that copies there may wait: nobody waits for another, which might find that the
+    // phase after has ended too.
+    if (__any_sync(0xffffffffu, last_)) barrier_wait(&control_.last_empty, count_ & 1 ^ 1);
+    if (last_) fill(to_, &control_.last_full, unit, used, row, page);
+    __syncwarp();
+    ++count_;
+  }
+  // Copies the lane's box of a panel, if it is used; the first box's lane announces the panel.
+  __device__ void fill(uint32_t to, uint64_t* full, int unit, bool used, int row, int page) const {
+    if (box_ == 0) barrier_arrive_expecting(full, bytes_of(unit));
+    if (used) copy_own(to, full, row, page);
   }
   __device__ void copy_own(uint32_t to, uint64_t* full, int row, int page) const {
     const int column = panel_ * kPanelColumns;
@@ -125,11 +135,12 @@ class KeyCopier {
   Control& control_;
   const int lane_;
   int box_, panel_, half_;  // of this lane
-  bool copies_, own_;
+  bool copies_, own_, last_;
   uint32_t to_;
   const int* table_;
-  int keys_;       // of the sequence
-  int count_ = 0;  // units before the one at hand
+  int keys_;            // of the sequence
+  LatentTurn<S> turn_;  // of the half at hand
+  int count_ = 0;       // units before the one at hand
 };
 
 }  // namespace mainboard::cuda

@@ -111,7 +111,9 @@ class LatentWalker {
   }
 
  private:
-  static constexpr int kCutCost = 6;     // positions: about what it costs to cut a tile
+  // Positions: about what it costs to cut a tile. More than its time: where the card's power is
+  // what limits it, blocks that wait cost nothing.
+  static constexpr int kCutCost = 9;
   static constexpr int kLeastShare = 2;  // positions: fewer cost more to join than they save
 
   // One sequence's lengths and what follows from them.

@@ -15,8 +15,7 @@ struct Latent {
   static constexpr int key_dim = 576, dim = 512;  // the first 512 columns are the values too
   static constexpr int rows = kLatentRows;
   static constexpr int unit_keys = 64;
-  static constexpr int stages = 2;
-  static constexpr int part_keys = kLatentPartKeys, parts = unit_keys / part_keys;
+  static constexpr int slots = 5;   // in shared memory: halves of units, see slot_panel
   static constexpr int groups = 2;  // that sum
   static constexpr int group_columns = dim / groups;
   static constexpr int threads = kGroupThreads * (1 + groups + 1);
@@ -30,26 +29,29 @@ struct Latent {
   static constexpr int held_panels = 3, query_panels = panels - held_panels;
   static constexpr int panel_bytes = 64 * kPanelRowBytes;
 
-  // In shared memory: the queries but for what the scoring warpgroup holds; the stages of keys; the
-  // weights of each stage's keys; then this.
+  // In shared memory: the queries but for what the scoring warpgroup holds; the ring of halves of
+  // values; a unit's last panel, which is no value; its weights; then this.
   struct Control {
     uint64_t q_full, q_empty;
-    uint64_t full[stages][panels], empty[stages][2];  // empty: by half_of_panel
-    uint64_t scored;                                  // how many units
-    uint64_t weights_full[stages][parts], weights_empty[stages];
+    uint64_t full[slots], empty[slots], last_full, last_empty;
+    uint64_t scored;  // how many units
+    uint64_t weights_full, weights_empty;
     uint64_t segment_full[2], segment_empty[2];
     uint64_t pieces_full[2];
     LatentSegment segments[2];
     LatentPieces pieces[2];
-    float shrink[stages][rows];       // what a unit makes of the sums before it
-    float2 statistics[stages][rows];  // at a segment's end: reference and total
+    // What a unit makes of the sums before it: of rows i and i + 8 of each warp's 16.
+    float2 shrink[rows / 2];
+    float2 statistics[2][rows];  // of every second segment: reference and total
     bool is_last;
     // Of a cluster: its blocks can be sent results; own ones have come; they are joined.
     uint64_t peers_ready, inbox_full, joined;
   };
   static constexpr int keys_at = query_panels * panel_bytes;
-  static constexpr int weights_at = keys_at + stages * panels * panel_bytes;
-  static constexpr int control_at = weights_at + stages * panel_bytes;
+  static constexpr int slot_bytes = value_panels / 2 * panel_bytes;
+  static constexpr int last_at = keys_at + slots * slot_bytes;
+  static constexpr int weights_at = last_at + panel_bytes;
+  static constexpr int control_at = weights_at + panel_bytes;
   static constexpr int shared_bytes = control_at + static_cast<int>(sizeof(Control));
   static_assert(shared_bytes <= 227 << 10);
 };
@@ -72,12 +74,11 @@ __device__ inline void write_lse(const LatentDecode& a, const LatentPlace& place
 // The same number in all lanes, known to the compiler to be so.
 __device__ inline int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
-// The summing warpgroups are done with a panel after the first half of a unit's products, or after
-// the second.
-template <class S>
-__device__ constexpr int half_of_panel(int panel) {
-  return panel < S::value_panels && panel % 4 >= 2;
-}
+// A unit's values lie in two slots of the ring: of each summing warpgroup's four panels, the two
+// that it multiplies first are in the one, the others in the other. Each half comes, is scored and
+// goes as one: a wait for each panel took as long as the panel's products.
+__device__ constexpr int half_of_panel(int panel) { return panel % 4 / 2; }
+__device__ constexpr int slot_panel(int panel) { return panel / 4 * 2 + panel % 2; }
 
 // Transposes what four neighbouring lanes hold: element i of lane j becomes element j of lane i.
 __device__ inline void transpose_quad(uint32_t (&x)[4], int lane) {
@@ -110,18 +111,23 @@ __device__ void release_keys(uint64_t* barrier) {
   }
 }
 
-// Where a thread's weights of 16 keys are, for it to hand over or to take.
+// Where a thread's weights of a unit's first 16 keys are, for it to hand over or to take.
 template <class S>
-__device__ uint32_t weights_of(uint32_t shared, int stage, int step) {
-  return shared + S::weights_at + stage * S::panel_bytes + step * kGroupThreads * 16 +
-         threadIdx.x % kGroupThreads * 16;
+__device__ uint32_t weights_of(uint32_t shared) {
+  return shared + S::weights_at + threadIdx.x % kGroupThreads * 16;
 }
+inline constexpr int kWeightsStep = kGroupThreads * 16;  // bytes from 16 keys to the next
 
-// Where the unit of a block's `count` is in the ring, and its phase's parity.
+// A slot of the ring, and the parity of its phase.
 template <class S>
 struct LatentTurn {
-  int stage, parity;
-  __device__ explicit LatentTurn(int count) : stage(count & 1), parity(count >> 1 & 1) {}
+  int slot = 0, parity = 0;
+
+  __device__ LatentTurn after(int halves) const {
+    const int next = slot + halves;
+    const bool again = next >= S::slots;
+    return {again ? next - S::slots : next, parity ^ static_cast<int>(again)};
+  }
 };
 
 // Takes the block's segments one after another; all warps of the block see the same.

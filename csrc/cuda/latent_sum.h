@@ -23,7 +23,9 @@ class Summer {
   __device__ void run() {
     SegmentReader<S> segments(control_);
     while (const LatentSegment* s = segments.next()) {
-      walk(s->unit, s->unit_end, s->keys);
+      const int unit = uniform(s->unit), end = uniform(s->unit_end);
+      walk(unit, end, uniform(s->keys));
+      read_statistics(unit < end, segments.number() % 2);
       const int thread = threadIdx.x % kGroupThreads + group_ * kGroupThreads;
       const LatentPieces& pieces = segments.pieces();
       LatentJoin<S> join(a_, control_, thread, *s, pieces, LatentRows(a_, *s));
@@ -43,6 +45,9 @@ class Summer {
   }
 
  private:
+  static constexpr int kSteps = S::unit_keys / 16;
+  using Weights = uint32_t[kSteps][4];
+
   __device__ int row(int r) const { return 16 * warp_ + lane_ / 4 + 8 * r; }
 
   // The group's columns lie in two halves one after another; see wgmma.h.
@@ -52,53 +57,56 @@ class Summer {
 
   __device__ void walk(int unit, int end, int keys) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      reference_[r] = -INFINITY;
-      total_[r] = 0.0f;
-    }
-#pragma unroll
     for (int i = 0; i < S::group_columns / 2; ++i) sum(i) = 0.0f;
+    const uint32_t weights_at = weights_of<S>(shared_);
     for (; unit < end; ++unit, ++count_) {
-      const LatentTurn<S> at(count_);
-      barrier_wait(&control_.weights_full[at.stage][0], at.parity);
-      shrink(at.stage);
-      clear_tail(at, max(0, keys - unit * S::unit_keys));
-      multiply(at, unit + 1 == end);
+      const bool cut = (unit + 1) * S::unit_keys > keys;
+      barrier_wait(&control_.weights_full, count_ & 1);
+      const float2 factors = load_pair(shared_address(&control_.shrink[8 * warp_ + lane_ / 4]));
+      Weights weights;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) load_four(weights[i], weights_at + i * kWeightsStep);
+      shrink(factors);
+      if (__builtin_expect(cut, 0)) clear_tail(max(0, keys - unit * S::unit_keys));
+      multiply(weights, unit + 1 == end);
     }
   }
 
-  __device__ void shrink(int stage) {
-    const float factors[2] = {control_.shrink[stage][row(0)], control_.shrink[stage][row(1)]};
-    if (!__any_sync(0xffffffffu, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+  __device__ void shrink(float2 factors) {
+    const bool all_stay = __all_sync(0xffffffffu, factors.x == 1.0f && factors.y == 1.0f);
+    if (__builtin_expect(all_stay, 1)) return;
 #pragma unroll
-    for (int i = 0; i < S::group_columns / 2; ++i) sum(i) *= factors[i / 2 % 2];
+    for (int i = 0; i < S::group_columns / 2; ++i) sum(i) *= i / 2 % 2 ? factors.y : factors.x;
   }
 
-  __device__ void read_statistics(int stage) {
+  __device__ void read_statistics(bool any, int which) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float2 x = control_.statistics[stage][row(r)];
+      const float2 x = any ? control_.statistics[which][row(r)] : float2{-INFINITY, 0.0f};
       reference_[r] = x.x;
       total_[r] = x.y;
     }
   }
 
-  __device__ uint32_t values_at(int stage) const {
-    constexpr int kOwnPanels = S::value_panels / S::groups;
-    return shared_ + S::keys_at + (stage * S::panels + group_ * kOwnPanels) * S::panel_bytes;
+  static constexpr int kOwnPanels = S::value_panels / S::groups / 2;  // of a half
+  // The group's panels of a half.
+  __device__ uint32_t values_at(const LatentTurn<S>& turn) const {
+    return shared_ + S::keys_at + turn.slot * S::slot_bytes + group_ * kOwnPanels * S::panel_bytes;
   }
 
   // Zeros the values past the sequence's end, whose weight is zero: they may be no numbers.
-  __device__ void clear_tail(const LatentTurn<S>& at, int from) const {
-    if (from >= S::unit_keys) return;
-    constexpr int kOwnPanels = S::value_panels / S::groups;
+  __device__ void clear_tail(int from) const {
     const int chunks = (S::unit_keys - from) * (kPanelRowBytes / 16);
 #pragma unroll
-    for (int panel = 0; panel < kOwnPanels; ++panel) {
-      barrier_wait(&control_.full[at.stage][group_ * kOwnPanels + panel], at.parity);
-      const uint32_t to = values_at(at.stage) + panel * S::panel_bytes + from * kPanelRowBytes;
-      for (int i = threadIdx.x % kGroupThreads; i < chunks; i += kGroupThreads) {
-        store_zeros(to + i * 16);
+    for (int half = 0; half < 2; ++half) {
+      const LatentTurn<S> turn = turn_.after(half);
+      barrier_wait(&control_.full[turn.slot], turn.parity);
+#pragma unroll
+      for (int panel = 0; panel < kOwnPanels; ++panel) {
+        const uint32_t to = values_at(turn) + panel * S::panel_bytes + from * kPanelRowBytes;
+        for (int i = threadIdx.x % kGroupThreads; i < chunks; i += kGroupThreads) {
+          store_zeros(to + i * 16);
+        }
       }
     }
     publish_to_units();
@@ -108,47 +116,36 @@ class Summer {
   // Adds weights * values, half of the group's columns after the other. The second half leaves the
   // matrix units to the next unit's scores, if those keys are there: so that there is something to
   // multiply while these scores become weights.
-  __device__ void multiply(const LatentTurn<S>& at, bool last) {
-    const uint64_t v = operand_of_columns(without_rank(values_at(at.stage)), S::panel_bytes);
-    constexpr int kSteps = S::part_keys / 16;
-    uint32_t weights[S::unit_keys / 16][4];
-    hold(sums_[0]);
-#pragma unroll
-    for (int part = 0; part < S::parts; ++part) {
-      if (part > 0) barrier_wait(&control_.weights_full[at.stage][part], at.parity);
-#pragma unroll
-      for (int step = part * kSteps; step < (part + 1) * kSteps; ++step) {
-        load_four(weights[step], weights_of<S>(shared_, at.stage, step));
-      }
-      begin_products();
-      multiply_half<0>(weights, v, part * kSteps, (part + 1) * kSteps);
-      commit_products();
-    }
-    if (last) read_statistics(at.stage);
-    barrier_arrive(&control_.weights_empty[at.stage]);
-    wait_for_products<0>(sums_[0]);
-    release_keys<S>(&control_.empty[at.stage][0]);
+  __device__ void multiply(const Weights& weights, bool last) {
+    multiply_half<0>(weights);
+    barrier_arrive(&control_.weights_empty);
+    give_back<0>();
     if (!last) let_next_be_scored();
-    hold(sums_[1]);
-    begin_products();
-    multiply_half<1>(weights, v, 0, S::unit_keys / 16);
-    commit_products();
-    wait_for_products<0>(sums_[1]);
-    release_keys<S>(&control_.empty[at.stage][1]);
+    multiply_half<1>(weights);
+    give_back<1>();
   }
   template <int half>
-  __device__ void multiply_half(const uint32_t (&weights)[S::unit_keys / 16][4], uint64_t v,
-                                int from, int to) {
+  __device__ void multiply_half(const Weights& weights) {
+    const uint64_t v = operand_of_columns(without_rank(values_at(turn_)), S::panel_bytes);
+    hold(sums_[half]);
+    begin_products();
 #pragma unroll
-    for (int step = from; step < to; ++step) {
-      const uint32_t bytes = half * 2 * S::panel_bytes + step * 16 * kPanelRowBytes;
-      Product<T, S::group_columns / 2>::columns(sums_[half], weights[step], advanced(v, bytes), 1);
+    for (int step = 0; step < kSteps; ++step) {
+      Product<T, S::group_columns / 2>::columns(sums_[half], weights[step],
+                                                advanced(v, step * 16 * kPanelRowBytes), 1);
     }
+    commit_products();
+  }
+  template <int half>
+  __device__ void give_back() {
+    wait_for_products<0>(sums_[half]);
+    release_keys<S>(&control_.empty[turn_.slot]);
+    turn_ = turn_.after(1);
   }
   // Waits until the next unit is scored, unless its keys are still to come.
   __device__ void let_next_be_scored() const {
-    const LatentTurn<S> next(count_ + 1);
-    if (uniform(barrier_ended(&control_.full[next.stage][S::value_panels - 1], next.parity))) {
+    const LatentTurn<S> next = turn_.after(2);
+    if (uniform(barrier_ended(&control_.full[next.slot], next.parity))) {
       barrier_wait(&control_.scored, (count_ + 1) & 1);
     }
   }
@@ -190,22 +187,22 @@ class Summer {
 
   // Writes the rows, or what this piece has of them into the workspace.
   __device__ void write(const LatentSegment& s, const LatentPieces& pieces) {
-    const int column = group_ * S::group_columns + lane_ % 4 * 2;
+    const int64_t slot = int64_t{pieces.own_slot(pieces.piece)} * a_.slot_rows;
+    float4* to = reinterpret_cast<float4*>(a_.workspace.sums) + slot * LatentSpot<S>::kQuads +
+                 LatentSpot<S>::of(group_, warp_, lane_);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const LatentPlace place(a_, s, row(r));
       if (pieces.pieces == 1) {
         write_row(place, r);
       } else if (place.used) {
-        const int64_t at = int64_t{pieces.own_slot(pieces.piece)} * a_.slot_rows + row(r);
-        float* to = a_.workspace.sums + at * S::dim + column;
 #pragma unroll
-        for (int i = 0; i < S::group_columns / 8; ++i) {
-          __stcg(reinterpret_cast<float2*>(to + 8 * i),
-                 make_float2(sum(4 * i + 2 * r), sum(4 * i + 2 * r + 1)));
+        for (int i = 0; i < S::group_columns / 16; ++i) {
+          const int at = 8 * i + 2 * r;
+          __stcg(to + 64 * i + 32 * r, float4{sum(at), sum(at + 1), sum(at + 4), sum(at + 5)});
         }
-        if (column == 0) {
-          __stcg(a_.workspace.statistics + at, make_float2(reference_[r], total_[r]));
+        if (group_ == 0 && lane_ % 4 == 0) {
+          __stcg(a_.workspace.statistics + slot + row(r), float2{reference_[r], total_[r]});
         }
       }
     }
@@ -240,7 +237,8 @@ class Summer {
   const int group_, warp_, lane_;
   float sums_[2][S::group_columns / 4];
   float reference_[2], total_[2];
-  int count_ = 0;  // units before the one at hand
+  LatentTurn<S> turn_;  // of the half at hand
+  int count_ = 0;       // units before the one at hand
 };
 
 }  // namespace mainboard::cuda
