@@ -6,7 +6,7 @@
 // its output stays in the first. All panels' blocks form one stream (amx_step.h).
 #pragma once
 
-#include "csrc/cpu/amx_step.h"
+#include "csrc/cpu/amx_full_pairs.h"
 #include "csrc/cpu/tile.h"
 
 #if defined(__AMX_BF16__)
@@ -70,6 +70,7 @@ struct ScorePlan {
     if (capped) {
       factors.cap = a.softcap * kLog2e;
       factors.gain = 2.0f * kLog2e * scale / a.softcap;
+      factors.set_low(scale / a.softcap, factors.cap);
     }
     // A peak of products is a peak of scores only where the scale is positive.
     always_shaped = scale <= 0.0f || (capped && linear) || (linear && w.sequence.right > 0);
@@ -166,6 +167,7 @@ class TileStream {
       follow_peak<kOperands>(next, top);
       panel->begun = true;
     }
+    if (kLate<kOperands, kScore> && kScore == Score::linear) follow_rise(next);
     ++count_;
   }
 
@@ -198,22 +200,41 @@ class TileStream {
                                                      top)) {
         soften_again<kOperands, Score::plain>(plan_.factors, *now());
       }
-    } else if (!run_plainly(next, top)) {
+    } else if (!run_unshaped(next, top)) {
       soften_again<kOperands, kScore>(plan_.factors, *now());
     }
     if (now()->moved) keep_output(*now(), shape_);
   }
 
-  // The current step, whose scores are not shaped.
-  bool run_plainly(const TileStep* next, Vec* top) {
-    if constexpr (kParts<kOperands> == 1 && kLate<kOperands, kScore>) {
+  // The current step, whose scores are not shaped. Under a softcap most scores are low, and only a
+  // block that shows otherwise makes the next few be taken as high.
+  bool run_unshaped(const TileStep* next, Vec* top) {
+    if constexpr (kScore == Score::capped && kLate<kOperands, kScore>) {
+      constexpr int kTakenAsHigh = 8;
+      if (taken_as_high_ == 0) {
+        const bool low = run_as<Score::low>(next, top);
+        if (!low) taken_as_high_ = kTakenAsHigh;
+        return low;
+      }
+      --taken_as_high_;
+    }
+    return run_as<kScore>(next, top);
+  }
+
+  template <Score kNow>
+  bool run_as(const TileStep* next, Vec* top) {
+    if constexpr (kLate<kOperands, kScore>) {
       if (next != nullptr && before() != nullptr && shape_.steps == kFullShape.steps &&
           shape_.columns == kFullShape.columns &&
           next->depth + now()->depth + before()->depth == 3 * kWeightDepth) {
-        return run_full_step<kOperands, kScore>(plan_.factors, *next, *now(), *before());
+        if constexpr (kOperands == Operands::pairs) {
+          return run_full_pairs<kNow>(plan_.factors, *next, *now(), *before());
+        } else {
+          return run_full_step<kOperands, kNow>(plan_.factors, *next, *now(), *before());
+        }
       }
     }
-    return run_step<kOperands, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
+    return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, now(), before(), top);
   }
 
   const Attention& a_;
@@ -223,6 +244,7 @@ class TileStream {
   float* scores_[2];
   uint32_t* weights_[2];
   int64_t count_ = 0;
+  int taken_as_high_ = 0;  // blocks to come
 };
 
 // Everything of a panel but its queries and outputs; `query` gets its rows.
@@ -372,6 +394,7 @@ inline void attend_scored(const Attention& a, const WorkItem& w, float* scratch)
     case Score::linear:
       return attend_tiles<kOperands, Score::linear>(a, w, plan, scratch);
     case Score::capped:
+    case Score::low:
       return attend_tiles<kOperands, Score::capped>(a, w, plan, scratch);
   }
 }

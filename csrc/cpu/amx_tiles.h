@@ -137,6 +137,26 @@ MAINBOARD_INLINE __m512i round_weights(Vec even, Vec odd) {
   return _mm512_ternarylogic_epi32(low, high, upper, kLowOrMaskedHigh);
 }
 
+// Pairs of weights, word by word, as a rounded value and what it lacks. Integer operations and
+// shuffles, for while products run only one port of the processor adds floating point.
+MAINBOARD_INLINE void split_weights(Vec even, Vec odd, __m512i* higher, __m512i* lower) {
+  const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(0xffff0000);
+  // The upper halves of words in their lower halves.
+  const __m512i down = _mm512_set4_epi32(0x0f0e0f0e, 0x0b0a0b0a, 0x07060706, 0x03020302);
+  constexpr __mmask64 kLowerHalves = 0x3333333333333333;
+  auto rounded = [&](Vec x) __attribute__((always_inline)) {
+    return _mm512_add_epi32(_mm512_castps_si512(x), half);
+  };
+  auto join = [&](__m512i a, __m512i b) __attribute__((always_inline)) {
+    return _mm512_mask_shuffle_epi8(b, kLowerHalves, a, down);
+  };
+  const __m512i even_top = rounded(even), odd_top = rounded(odd);
+  *higher = join(even_top, odd_top);
+  const Vec even_rest = even - _mm512_castsi512_ps(_mm512_and_si512(even_top, upper));
+  const Vec odd_rest = odd - _mm512_castsi512_ps(_mm512_and_si512(odd_top, upper));
+  *lower = join(rounded(even_rest), rounded(odd_rest));
+}
+
 // Elements [32 step, 32 step + 32) of a row as Parts vectors of bfloat16; zero from `dim` on.
 template <int Parts>
 inline void load_elements(const char* row, int step, int dim, __m512i* part) {
