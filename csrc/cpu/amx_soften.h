@@ -47,8 +47,9 @@ struct TileStep {
   int depth;  // in tiles of 32 keys
   const uint32_t *k, *v;
   int64_t key;
-  bool shaped;  // the scores are exponents already
-  bool moved;   // the output must be multiplied by `keep` first
+  bool shaped;      // the scores are exponents already
+  bool hidden_low;  // the scores are low products, and +inf where they are hidden
+  bool moved;       // the output must be multiplied by `keep` first
   float keep[kTilePanel];
   float* scores;      // [64][32]
   uint32_t* weights;  // [part][half][32 keys] tiles
@@ -94,7 +95,9 @@ struct Softening {
   SofteningHalf low, high;
 
   MAINBOARD_INLINE Softening(const ScoreFactors& f, const TileStep& s)
-      : scores(s.scores), weights(s.weights), low_cap(f.odd, f.high_square) {
+      : scores(s.scores),
+        weights(s.weights),
+        low_cap(f.odd, s.hidden_low ? INFINITY : f.high_square) {
     factor = set1(s.shaped ? 1.0f : kScore == Score::capped ? f.gain : f.factor);
     cap = set1(f.cap);
     low = begin(s, 0);

@@ -109,20 +109,25 @@ constexpr float kLowTanhEnd = 0.5f;
 // A softcap of low scores, with nothing to divide. It remembers whether one was not low.
 class LowCap {
  public:
-  // `odd` are factors of the powers of a product, which is low while its square is below `end`.
+  // `odd` are factors of the powers of a product, which is low unless its square is above `end`.
   MAINBOARD_INLINE LowCap(const float* odd, float end) : seen_(_mm512_setzero_si512()) {
     c1_ = set1(odd[0]);
     c3_ = set1(odd[1]);
     c5_ = set1(odd[2]);
     c7_ = set1(odd[3]);
-    // Added to what is at least `end`, as an integer, it gives the highest bit.
-    to_high_ = _mm512_sub_epi32(_mm512_set1_epi32(INT32_MIN), _mm512_castps_si512(set1(end)));
+    // Added to what is above `end`, as an integer, it gives the highest bit.
+    to_high_ = _mm512_sub_epi32(_mm512_set1_epi32(INT32_MAX), _mm512_castps_si512(set1(end)));
   }
+  // Of +inf it makes -inf.
   MAINBOARD_INLINE Vec operator()(Vec x, Vec offset) {
+    const Vec square = look(x);
+    return fma(x, fma(fma(fma(c7_, square, c5_), square, c3_), square, c1_), offset);
+  }
+  MAINBOARD_INLINE Vec look(Vec x) {
     const Vec square = x * x;
     const __m512i high = _mm512_add_epi32(_mm512_castps_si512(square), to_high_);
     seen_ = _mm512_or_si512(seen_, high);
-    return fma(x, fma(fma(fma(c7_, square, c5_), square, c3_), square, c1_), offset);
+    return square;
   }
   // Of all that it was called with; NaN is not low.
   MAINBOARD_INLINE bool met_high() const { return _mm512_movepi32_mask(seen_) != 0; }
