@@ -8,13 +8,12 @@
 #pragma once
 
 #include "csrc/cpu/amx_pairs.h"
-#include "csrc/cpu/amx_soften.h"
 
 #if defined(__AMX_BF16__)
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// Products of tiles for each product of operands (amx_pairs.h).
+// Products of tiles for each product of operands.
 template <Operands kOperands>
 constexpr int kKeyProducts = kParts<kOperands> == 1 ? 1 : 4;
 template <Operands kOperands>
@@ -39,8 +38,6 @@ MAINBOARD_INLINE void multiply_four(const uint32_t* left, int left_words, const 
   slice(HighHalf());
 }
 
-constexpr int kPanelStride = kTilePanel * sizeof(float);
-
 // Stores the four sums into 32 rows of a panel.
 MAINBOARD_INLINE void store_four(float* to) {
   _tile_stored(0, to, kPanelStride);
@@ -53,6 +50,7 @@ MAINBOARD_INLINE void store_four(float* to) {
 template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, int pair,
                                     Slice&& slice) {
+  if constexpr (kParts<kOperands> == 2) return multiply_key_pairs(shape, s, pair, slice);
   const int steps = shape.steps;
   _tile_zero(0);
   _tile_zero(1);
@@ -61,12 +59,7 @@ MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, i
   const uint32_t* k = s.k + pair * 2 * steps * kTileWords;
   const uint32_t* q = s.panel->q;
   for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
-    if constexpr (kParts<kOperands> == 1) {
-      multiply_four<kOperands>(k, steps * kTileWords, q, kTileWords, slice);
-    } else {
-      multiply_pairs<true>({k, steps * kTileWords, 4 * steps * kTileWords},
-                           {q, kTileWords, 2 * steps * kTileWords}, slice);
-    }
+    multiply_four<kOperands>(k, steps * kTileWords, q, kTileWords, slice);
   }
   store_four(s.scores + pair * kTileDims * kTilePanel);
   MAINBOARD_TILE_FENCE;
@@ -114,23 +107,8 @@ MAINBOARD_INLINE void multiply_resident(const TileStep& s, int column, Slice&& s
 template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s, int column,
                                       Slice&& slice) {
-  if constexpr (kParts<kOperands> == 1) {
-    multiply_resident<kOperands>(s, column, slice);
-    return;
-  }
-  constexpr int kDepth = kWeightDepth;
-  float* o = s.panel->o + column * kTile * kTilePanel;
-  _tile_loadd(0, o, kPanelStride);
-  _tile_loadd(1, o + kTile, kPanelStride);
-  _tile_loadd(2, o + kTile * kTilePanel, kPanelStride);
-  _tile_loadd(3, o + kTile * kTilePanel + kTile, kPanelStride);
-  const uint32_t* v = s.v + column * kDepth * kTileWords;
-  const uint32_t* p = s.weights;
-  for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
-    multiply_pairs<false>({v, kDepth * kTileWords, shape.columns * kDepth * kTileWords},
-                          {p, kDepth * kTileWords, 2 * kDepth * kTileWords}, slice);
-  }
-  store_four(o);
+  if constexpr (kParts<kOperands> == 2) return multiply_value_pairs(shape, s, column, slice);
+  multiply_resident<kOperands>(s, column, slice);
 }
 
 // The vectors' work of one step, handed out after each product.
