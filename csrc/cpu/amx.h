@@ -6,7 +6,8 @@
 // its output stays in the first. All panels' blocks form one stream (amx_step.h).
 #pragma once
 
-#include "csrc/cpu/amx_step.h"
+#include "csrc/cpu/amx_full_pairs.h"
+#include "csrc/cpu/amx_shape.h"
 #include "csrc/cpu/tile.h"
 
 #if defined(__AMX_BF16__)
@@ -17,8 +18,7 @@ constexpr int kTileBlockRows = 1024;
 constexpr int kTilePanels = kTileBlockRows / kTilePanel;
 constexpr int kMostChunkBlocks = 8;
 constexpr int64_t kChunkFloats = 128 * 1024;  // of packed keys and values, at most
-constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
-constexpr float kLowest = -3.0e38f;  // reference of a query that has seen no key
+constexpr float kLowest = -3.0e38f;           // reference of a query that has seen no key
 
 #if defined(MAINBOARD_AMX_FP16)
 constexpr Operands kFloat16Operands = Operands::float16;
@@ -57,76 +57,6 @@ struct TileSizes {
 
 inline int64_t amx_scratch_floats(const Attention& a) { return TileSizes(a).total(); }
 
-// How a call's scores are made: what a fast step can do, or everything before the softmax.
-struct ScorePlan {
-  ScoreFactors factors;
-  Score score = Score::plain;
-  bool always_shaped = false;
-
-  ScorePlan(const Attention& a, const WorkItem& w) {
-    const float scale = score_scale(a, w.kv_head);
-    factors.factor = scale * kLog2e;
-    const bool capped = a.softcap > 0.0f, linear = a.alibi_slopes != nullptr;
-    if (capped) {
-      factors.cap = a.softcap * kLog2e;
-      factors.gain = 2.0f * kLog2e * scale / a.softcap;
-    }
-    // A peak of products is a peak of scores only where the scale is positive.
-    always_shaped = scale <= 0.0f || (capped && linear) || (linear && w.sequence.right > 0);
-    if (always_shaped) return;
-    score = capped ? Score::capped : linear ? Score::linear : Score::plain;
-  }
-};
-
-// Turns products into exponents in place: softcap, ALiBi and mask. Gives their peaks.
-inline void shape_exponents(const Attention& a, const ScoreFactors& f, const TileStep& s,
-                            Vec* top) {
-  const TilePanel& p = *s.panel;
-  const __m512i one = _mm512_set1_epi32(1);
-  for (int half = 0; half < 2; ++half) {
-    const __m512i first = _mm512_loadu_si512(p.first + half * kTile);
-    const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
-    const __m512i position = _mm512_loadu_si512(p.position + half * kTile);
-    const Vec slope = load(p.slope + half * kTile);
-    __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
-    top[half] = set1(-INFINITY);
-    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
-      float* at = s.scores + i * kTilePanel + half * kTile;
-      Vec x = load(at);
-      x = a.softcap > 0.0f ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero())
-                           : x * set1(f.factor);
-      if (a.alibi_slopes != nullptr) {
-        const __m512i away = _mm512_abs_epi32(_mm512_sub_epi32(position, key));
-        x = _mm512_fnmadd_ps(slope, _mm512_cvtepi32_ps(away), x);
-      }
-      const __mmask16 seen =
-          _mm512_cmple_epi32_mask(first, key) & _mm512_cmple_epi32_mask(key, last);
-      x = _mm512_mask_mov_ps(set1(-INFINITY), seen, x);
-      store(at, x);
-      top[half] = max(top[half], x);
-    }
-  }
-}
-
-// Hides products of keys that a query does not see. Gives the peaks of what is left.
-template <Score kScore>
-inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
-  const TilePanel& p = *s.panel;
-  const __m512i one = _mm512_set1_epi32(1);
-  for (int half = 0; half < 2; ++half) {
-    const __m512i first = _mm512_loadu_si512(p.first + half * kTile);
-    const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
-    __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
-    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
-      const __mmask16 seen =
-          _mm512_cmple_epi32_mask(first, key) & _mm512_cmple_epi32_mask(key, last);
-      float* at = s.scores + i * kTilePanel + half * kTile;
-      _mm512_mask_storeu_ps(at, _mm512_knot(seen), set1(-INFINITY));
-    }
-  }
-  find_peaks<kScore>(f, s, top);
-}
-
 // The stream of steps: each is the next, then the current, then the last one.
 template <Operands kOperands, Score kScore>
 class TileStream {
@@ -150,22 +80,25 @@ class TileStream {
     next.key = key;
     next.scores = scores_[count_ % 2];
     next.weights = weights_[count_ % 2];
-    next.shaped = next.moved = false;
+    next.shaped = next.moved = next.hidden_low = false;
     Vec top[2];
     run(&next, top);
     const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
-    if (plan_.always_shaped || (hidden && kScore == Score::capped)) {
+    const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
+                     hide_low_products(plan_.factors, next, top);
+    if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
       next.shaped = true;
       shape_exponents(a_, plan_.factors, next, top);
-    } else if (hidden) {
+    } else if (hidden && !low) {
       hide_products<kScore>(plan_.factors, next, top);
-    } else if (kLate<kOperands, kScore>) {
+    } else if (kLate<kOperands, kScore> && !hidden) {
       if (!panel->begun) find_peaks<kScore>(plan_.factors, next, top);
     }
     if (!kLate<kOperands, kScore> || !panel->begun || next.shaped || hidden) {
       follow_peak<kOperands>(next, top);
       panel->begun = true;
     }
+    if (kLate<kOperands, kScore> && kScore == Score::linear) follow_rise(next);
     ++count_;
   }
 
@@ -198,22 +131,46 @@ class TileStream {
                                                      top)) {
         soften_again<kOperands, Score::plain>(plan_.factors, *now());
       }
-    } else if (!run_plainly(next, top)) {
-      soften_again<kOperands, kScore>(plan_.factors, *now());
+    } else if (!run_unshaped(next, top)) {
+      if (now()->hidden_low) {
+        shape_low(plan_.factors, *now());
+        soften_again<kOperands, Score::plain>(plan_.factors, *now());
+      } else {
+        soften_again<kOperands, kScore>(plan_.factors, *now());
+      }
     }
     if (now()->moved) keep_output(*now(), shape_);
   }
 
-  // The current step, whose scores are not shaped.
-  bool run_plainly(const TileStep* next, Vec* top) {
-    if constexpr (kParts<kOperands> == 1 && kLate<kOperands, kScore>) {
+  // The current step, whose scores are not shaped. Under a softcap most scores are low, and only a
+  // block that shows otherwise makes the next few be taken as high.
+  bool run_unshaped(const TileStep* next, Vec* top) {
+    if constexpr (kScore == Score::capped && kLate<kOperands, kScore>) {
+      constexpr int kTakenAsHigh = 8;
+      if (taken_as_high_ == 0 || now()->hidden_low) {
+        const bool low = run_as<Score::low>(next, top);
+        if (!low) taken_as_high_ = kTakenAsHigh;
+        return low;
+      }
+      --taken_as_high_;
+    }
+    return run_as<kScore>(next, top);
+  }
+
+  template <Score kNow>
+  bool run_as(const TileStep* next, Vec* top) {
+    if constexpr (kLate<kOperands, kScore>) {
       if (next != nullptr && before() != nullptr && shape_.steps == kFullShape.steps &&
           shape_.columns == kFullShape.columns &&
           next->depth + now()->depth + before()->depth == 3 * kWeightDepth) {
-        return run_full_step<kOperands, kScore>(plan_.factors, *next, *now(), *before());
+        if constexpr (kOperands == Operands::pairs) {
+          return run_full_pairs<kNow>(plan_.factors, *next, *now(), *before());
+        } else {
+          return run_full_step<kOperands, kNow>(plan_.factors, *next, *now(), *before());
+        }
       }
     }
-    return run_step<kOperands, kScore, kScore>(shape_, plan_.factors, next, now(), before(), top);
+    return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, now(), before(), top);
   }
 
   const Attention& a_;
@@ -223,6 +180,7 @@ class TileStream {
   float* scores_[2];
   uint32_t* weights_[2];
   int64_t count_ = 0;
+  int taken_as_high_ = 0;  // blocks to come
 };
 
 // Everything of a panel but its queries and outputs; `query` gets its rows.
@@ -372,6 +330,7 @@ inline void attend_scored(const Attention& a, const WorkItem& w, float* scratch)
     case Score::linear:
       return attend_tiles<kOperands, Score::linear>(a, w, plan, scratch);
     case Score::capped:
+    case Score::low:
       return attend_tiles<kOperands, Score::capped>(a, w, plan, scratch);
   }
 }

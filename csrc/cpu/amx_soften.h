@@ -9,14 +9,23 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 // What happens to a score between its product and its exponential. Linear is ALiBi where no query
-// sees a key after itself.
-enum class Score { plain, linear, capped };
+// sees a key after itself; low is a softcap of scores that stay below half of it.
+enum class Score { plain, linear, capped, low };
 
 // Factors that turn a product into an exponent of two.
 struct ScoreFactors {
-  float factor;    // of the product
-  float cap = 0;   // softcap, times log2 e
-  float gain = 0;  // of the product, inside the softcap's tanh, times 2 log2 e
+  float factor;           // of the product
+  float cap = 0;          // softcap, times log2 e
+  float gain = 0;         // of the product, inside the softcap's tanh, times 2 log2 e
+  float odd[4] = {};      // of its first, third, fifth and seventh power, where it is low,
+  float high_square = 0;  // which it is while its square stays below this
+
+  // For a softcap `most` tanh(inner x) of products x.
+  void set_low(float inner, float most) {
+    float power = most * inner;
+    for (int i = 0; i < 4; ++i, power *= inner * inner) odd[i] = kLowTanh[i] * power;
+    high_square = kLowTanhEnd * kLowTanhEnd / (inner * inner);
+  }
 };
 
 // The running state of 32 queries. Scores are exponents of two here.
@@ -38,8 +47,9 @@ struct TileStep {
   int depth;  // in tiles of 32 keys
   const uint32_t *k, *v;
   int64_t key;
-  bool shaped;  // the scores are exponents already
-  bool moved;   // the output must be multiplied by `keep` first
+  bool shaped;      // the scores are exponents already
+  bool hidden_low;  // the scores are low products, and +inf where they are hidden
+  bool moved;       // the output must be multiplied by `keep` first
   float keep[kTilePanel];
   float* scores;      // [64][32]
   uint32_t* weights;  // [part][half][32 keys] tiles
@@ -68,10 +78,11 @@ struct SofteningHalf {
 
 // Whether a reference is looked at after the weights instead of before: a bfloat16 has the range of
 // a float32, so weights may stand far above 1, and only a sum out of range sends a block back.
-// ALiBi's exponents rise with every block; they would come back too often.
 template <Operands kOperands, Score kScore>
-constexpr bool kLate = kOperands != Operands::float16 && kScore != Score::linear;
-constexpr float kMostSum = 1 << 30;
+constexpr bool kLate = kOperands != Operands::float16;
+// ALiBi's exponents rise with every block; what rises by a known amount has more room.
+template <Score kScore>
+constexpr float kMostSum = kScore == Score::linear ? 0x1p64f : 0x1p30f;
 
 // Exponentials of a block's scores, two keys of 16 queries at a time.
 template <Operands kOperands, Score kScore>
@@ -80,10 +91,13 @@ struct Softening {
   uint32_t* weights;
   Exp2<kOperands == Operands::bfloat16 ? 4 : 5> exp2;
   Vec factor, cap;
+  LowCap low_cap;
   SofteningHalf low, high;
 
   MAINBOARD_INLINE Softening(const ScoreFactors& f, const TileStep& s)
-      : scores(s.scores), weights(s.weights) {
+      : scores(s.scores),
+        weights(s.weights),
+        low_cap(f.odd, s.hidden_low ? INFINITY : f.high_square) {
     factor = set1(s.shaped ? 1.0f : kScore == Score::capped ? f.gain : f.factor);
     cap = set1(f.cap);
     low = begin(s, 0);
@@ -100,12 +114,14 @@ struct Softening {
     }
     return h;
   }
-  MAINBOARD_INLINE Vec weight(const float* product, int64_t key, const SofteningHalf& h) const {
+  MAINBOARD_INLINE Vec weight(const float* product, int64_t key, const SofteningHalf& h) {
     const Vec x = load(product);
     if constexpr (kScore == Score::linear) {
       return exp2(fma(x, factor, fma(h.slope, set1(kKeyIndex[key]), h.offset)));
     } else if constexpr (kScore == Score::capped) {
       return exp2(cap_score(Exp2<5>(), x * factor, cap, h.offset));
+    } else if constexpr (kScore == Score::low) {
+      return exp2(low_cap(x, h.offset));
     } else {
       return exp2(fma(x, factor, h.offset));
     }
@@ -118,21 +134,22 @@ struct Softening {
     uint32_t* row = weights + half * kWeightDepth * kTileWords + i * kTile;
     const Vec even = weight(product, 2 * i, h), odd = weight(product + kTilePanel, 2 * i + 1, h);
     h.sum = h.sum + (even + odd);
-    const __m512i both = round_weights<kOperands>(even, odd);
-    _mm512_store_si512(row, both);
     if constexpr (kOperands == Operands::pairs) {
-      const Vec even_rest = even - _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-      const __m512i upper = _mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
-      const Vec odd_rest = odd - _mm512_castsi512_ps(upper);
-      _mm512_store_si512(row + 2 * kWeightDepth * kTileWords,
-                         round_weights<kOperands>(even_rest, odd_rest));
+      __m512i higher, lower;
+      split_weights(even, odd, &higher, &lower);
+      _mm512_store_si512(row, higher);
+      _mm512_store_si512(row + 2 * kWeightDepth * kTileWords, lower);
+    } else {
+      _mm512_store_si512(row, round_weights<kOperands>(even, odd));
     }
   }
-  // False where a sum left the range that late references allow.
+  // False where a sum left the range that late references allow, or a low score was high.
   MAINBOARD_INLINE bool in_range() const {
-    const Vec most = set1(kMostSum);
+    const Vec most = set1(kMostSum<kScore>);
+    const bool high_score = kScore == Score::low && low_cap.met_high();
     return (_mm512_cmp_ps_mask(low.sum, most, _CMP_NLT_UQ) |
-            _mm512_cmp_ps_mask(high.sum, most, _CMP_NLT_UQ)) == 0;
+            _mm512_cmp_ps_mask(high.sum, most, _CMP_NLT_UQ)) == 0 &&
+           !high_score;
   }
   MAINBOARD_INLINE void finish(TilePanel& panel) const {
     store(panel.sum, low.sum);
@@ -204,6 +221,37 @@ inline void follow_peak(TileStep& s, const Vec* top) {
     moved |= up;
   }
   s.moved = s.moved || moved != 0;
+}
+
+// Before a block under ALiBi: a reference moves, ahead where the slope is steep, when what the
+// block is sure to rise by would leave too little room. It stays below the peak to come, unless the
+// products fall by 2^40 within one block.
+inline void follow_rise(TileStep& s) {
+  TilePanel& p = *s.panel;
+  const Vec room = set1(48.0f), kept = set1(40.0f);
+  __mmask16 moved = 0;
+  Vec after[2], keep[2];
+  for (int half = 0; half < 2; ++half) {
+    const Vec before = load(p.reference + half * kTile), sum = load(p.sum + half * kTile);
+    const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
+    const __m512i left = _mm512_sub_epi32(last, _mm512_set1_epi32(static_cast<int>(s.key) - 1));
+    const Vec keys = _mm512_min_ps(_mm512_cvtepi32_ps(left), set1(kTileKeys));
+    const Vec rise = load(p.slope + half * kTile) * keys;
+    // The exponent of a sum of nothing is -inf, which is below everything.
+    const Vec level = _mm512_getexp_ps(sum);
+    const __mmask16 up = _mm512_cmp_ps_mask(level + rise, room, _CMP_GT_OQ);
+    after[half] = _mm512_mask_add_ps(before, up, before, level + max(zero(), rise - kept));
+    keep[half] = _mm512_mask_mov_ps(set1(1.0f), up, exp2_exact(before - after[half]));
+    moved |= up;
+  }
+  if (moved == 0) return;
+  for (int half = 0; half < 2; ++half) {
+    store(p.reference + half * kTile, after[half]);
+    store(p.sum + half * kTile, load(p.sum + half * kTile) * keep[half]);
+    if (s.moved) keep[half] = keep[half] * load(s.keep + half * kTile);
+    store(s.keep + half * kTile, keep[half]);
+  }
+  s.moved = true;
 }
 
 // The softmax of a block whose weights left their range, relative to its peaks.

@@ -7,26 +7,17 @@
 // as the right-hand operand that the tiles take.
 #pragma once
 
-#include "csrc/cpu/amx_soften.h"
+#include "csrc/cpu/amx_pairs.h"
 
 #if defined(__AMX_BF16__)
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// Which part of the left and of the right operand each product takes. A score needs all four, since
-// its error is not relative to it; of an output, the product of both rests is below what is kept.
+// Products of tiles for each product of operands.
 template <Operands kOperands>
-constexpr int kKeyProducts = kParts<kOperands> * kParts<kOperands>;
+constexpr int kKeyProducts = kParts<kOperands> == 1 ? 1 : 4;
 template <Operands kOperands>
 constexpr int kValueProducts = kParts<kOperands> == 1 ? 1 : 3;
-constexpr int kLeftPart[4] = {0, 0, 1, 1}, kRightPart[4] = {0, 1, 0, 1};
-
-using LowHalf = std::integral_constant<int, 0>;
-using HighHalf = std::integral_constant<int, 1>;
-struct NoSlice {
-  template <class Half>
-  MAINBOARD_INLINE void operator()(Half) const {}
-};
 
 // Four products of two tiles each of the left operand (4, 5) and of the right one (6, 7), a slice
 // of other work after each.
@@ -47,8 +38,6 @@ MAINBOARD_INLINE void multiply_four(const uint32_t* left, int left_words, const 
   slice(HighHalf());
 }
 
-constexpr int kPanelStride = kTilePanel * sizeof(float);
-
 // Stores the four sums into 32 rows of a panel.
 MAINBOARD_INLINE void store_four(float* to) {
   _tile_stored(0, to, kPanelStride);
@@ -61,17 +50,16 @@ MAINBOARD_INLINE void store_four(float* to) {
 template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, int pair,
                                     Slice&& slice) {
+  if constexpr (kParts<kOperands> == 2) return multiply_key_pairs(shape, s, pair, slice);
   const int steps = shape.steps;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int product = 0; product < kKeyProducts<kOperands>; ++product) {
-    const uint32_t* k = s.k + (kLeftPart[product] * 4 + pair * 2) * steps * kTileWords;
-    const uint32_t* q = s.panel->q + kRightPart[product] * steps * 2 * kTileWords;
-    for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
-      multiply_four<kOperands>(k, steps * kTileWords, q, kTileWords, slice);
-    }
+  const uint32_t* k = s.k + pair * 2 * steps * kTileWords;
+  const uint32_t* q = s.panel->q;
+  for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
+    multiply_four<kOperands>(k, steps * kTileWords, q, kTileWords, slice);
   }
   store_four(s.scores + pair * kTileDims * kTilePanel);
   MAINBOARD_TILE_FENCE;
@@ -119,25 +107,8 @@ MAINBOARD_INLINE void multiply_resident(const TileStep& s, int column, Slice&& s
 template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_values(const TileShape& shape, const TileStep& s, int column,
                                       Slice&& slice) {
-  if constexpr (kParts<kOperands> == 1) {
-    multiply_resident<kOperands>(s, column, slice);
-    return;
-  }
-  constexpr int kDepth = kWeightDepth;
-  float* o = s.panel->o + column * kTile * kTilePanel;
-  _tile_loadd(0, o, kPanelStride);
-  _tile_loadd(1, o + kTile, kPanelStride);
-  _tile_loadd(2, o + kTile * kTilePanel, kPanelStride);
-  _tile_loadd(3, o + kTile * kTilePanel + kTile, kPanelStride);
-#pragma GCC unroll 3
-  for (int product = 0; product < kValueProducts<kOperands>; ++product) {
-    const uint32_t* v = s.v + (kLeftPart[product] * shape.columns + column) * kDepth * kTileWords;
-    const uint32_t* p = s.weights + kRightPart[product] * kDepth * 2 * kTileWords;
-    for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
-      multiply_four<kOperands>(v, kDepth * kTileWords, p, kDepth * kTileWords, slice);
-    }
-  }
-  store_four(o);
+  if constexpr (kParts<kOperands> == 2) return multiply_value_pairs(shape, s, column, slice);
+  multiply_resident<kOperands>(s, column, slice);
 }
 
 // The vectors' work of one step, handed out after each product.

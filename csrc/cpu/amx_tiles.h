@@ -105,14 +105,6 @@ inline void store_tile(const __m512i* row, uint32_t* to) {
 inline __m512i round_both(Vec even, Vec odd) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
 }
-inline Vec widen_half(__m512i both, int half) {
-  const __m256i raw = half == 0 ? _mm512_castsi512_si256(both) : _mm512_extracti64x4_epi64(both, 1);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-}
-// What bfloat16 loses of both.
-inline __m512i round_rest(Vec even, Vec odd, __m512i both) {
-  return round_both(even - widen_half(both, 0), odd - widen_half(both, 1));
-}
 
 inline __m512i round_halves(Vec even, Vec odd) {
   const __m256i low = _mm512_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT);
@@ -122,6 +114,9 @@ inline __m512i round_halves(Vec even, Vec odd) {
 alignas(64) static const uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+alignas(64) static const uint16_t kEvenFirst[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                    22, 24, 26, 28, 30, 1,  3,  5,  7,  9,  11,
+                                                    13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 
 // Pairs of weights, word by word. The processor's own rounding to bfloat16 takes twice the time of
 // this, which differs from it only in that halves go away from zero.
@@ -137,17 +132,48 @@ MAINBOARD_INLINE __m512i round_weights(Vec even, Vec odd) {
   return _mm512_ternarylogic_epi32(low, high, upper, kLowOrMaskedHigh);
 }
 
-// Elements [32 step, 32 step + 32) of a row as Parts vectors of bfloat16; zero from `dim` on.
-template <int Parts>
-inline void load_elements(const char* row, int step, int dim, __m512i* part) {
+// The upper halves of words: those of `even` go down.
+MAINBOARD_INLINE __m512i join_upper(__m512i even, __m512i odd) {
+  const __m512i down = _mm512_set4_epi32(0x0f0e0f0e, 0x0b0a0b0a, 0x07060706, 0x03020302);
+  constexpr __mmask64 kLowerHalves = 0x3333333333333333;
+  return _mm512_mask_shuffle_epi8(odd, kLowerHalves, even, down);
+}
+MAINBOARD_INLINE Vec upper_half(__m512i x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)));
+}
+
+// Pairs of weights, word by word, as a rounded value and what it lacks. Integer operations and
+// shuffles, for while products run only one port of the processor adds floating point.
+MAINBOARD_INLINE void split_weights(Vec even, Vec odd, __m512i* higher, __m512i* lower) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  auto rounded = [&](Vec x) __attribute__((always_inline)) {
+    return _mm512_add_epi32(_mm512_castps_si512(x), half);
+  };
+  const __m512i even_top = rounded(even), odd_top = rounded(odd);
+  *higher = join_upper(even_top, odd_top);
+  *lower = join_upper(rounded(even - upper_half(even_top)), rounded(odd - upper_half(odd_top)));
+}
+
+// Elements [32 step, 32 step + 32) of a row; zero from `dim` on.
+inline __m512i load_elements(const char* row, int step, int dim) {
   const int left = dim - step * kTileDims;
   const __mmask32 mask = left >= kTileDims ? ~0u : (1u << left) - 1;
-  part[0] = _mm512_maskz_loadu_epi16(mask, row + step * kTileBytes);
+  return _mm512_maskz_loadu_epi16(mask, row + step * kTileBytes);
+}
+
+// Elements as they are, or float16 as pairs of bfloat16: the first 8 bits of a significand and the
+// other 3.
+template <int Parts>
+inline void split_elements(__m512i raw, __m512i* part) {
+  part[0] = raw;
   if constexpr (Parts == 2) {
-    const Vec low = _mm512_cvtph_ps(_mm512_castsi512_si256(part[0]));
-    const Vec high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(part[0], 1));
-    part[0] = round_both(low, high);
-    part[1] = round_rest(low, high, part[0]);
+    const __m512i apart = _mm512_permutexvar_epi16(_mm512_load_si512(kEvenFirst), raw);
+    const Vec even = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
+    const Vec odd = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
+    const __m512i even_bits = _mm512_castps_si512(even), odd_bits = _mm512_castps_si512(odd);
+    part[0] = join_upper(even_bits, odd_bits);
+    part[1] = join_upper(_mm512_castps_si512(even - upper_half(even_bits)),
+                         _mm512_castps_si512(odd - upper_half(odd_bits)));
   }
 }
 
@@ -160,15 +186,16 @@ inline void pack_queries(const char* const* query, int dim, uint32_t* to) {
   const int steps = tile_steps(dim);
   for (int step = 0; step < steps; ++step) {
     for (int half = 0; half < 2; ++half) {
-      __m512i word[Parts][kTile];
+      __m512i word[kTile];
+      for (int j = 0; j < kTile; ++j) word[j] = load_elements(query[half * kTile + j], step, dim);
+      transpose_words(word);
       for (int j = 0; j < kTile; ++j) {
         __m512i part[Parts];
-        load_elements<Parts>(query[half * kTile + j], step, dim, part);
-        for (int p = 0; p < Parts; ++p) word[p][j] = part[p];
-      }
-      for (int p = 0; p < Parts; ++p) {
-        transpose_words(word[p]);
-        store_tile(word[p], to + ((p * steps + step) * 2 + half) * kTileWords);
+        split_elements<Parts>(word[j], part);
+        for (int p = 0; p < Parts; ++p) {
+          uint32_t* tile = to + ((p * steps + step) * 2 + half) * kTileWords;
+          _mm512_storeu_si512(tile + j * kTile, part[p]);
+        }
       }
     }
   }
@@ -183,8 +210,8 @@ inline void pack_keys(const char* const* key, int n, int dim, uint32_t* to) {
     uint32_t* row = to + i / kTile * steps * kTileWords + i % kTile * kTile;
     for (int step = 0; step < steps; ++step) {
       __m512i part[Parts];
-      for (__m512i& x : part) x = _mm512_setzero_si512();
-      if (i < n) load_elements<Parts>(key[i], step, dim, part);
+      split_elements<Parts>(i < n ? load_elements(key[i], step, dim) : _mm512_setzero_si512(),
+                            part);
       for (int p = 0; p < Parts; ++p) {
         _mm512_storeu_si512(row + p * part_words + step * kTileWords, part[p]);
       }
@@ -201,29 +228,29 @@ inline void pack_values(const char* const* value, int n, int dim, uint32_t* to) 
   const int part_words = 2 * steps * kDepth * kTileWords;
   for (int step = 0; step < steps; ++step) {
     for (int depth = 0; depth < kDepth; ++depth) {
-      __m512i low[Parts][kTile], high[Parts][kTile];
+      __m512i low[kTile], high[kTile];
       for (int i = 0; i < kTile; ++i) {
         const int key = depth * kTileDims + 2 * i;
-        __m512i even[Parts], odd[Parts];
-        for (int p = 0; p < Parts; ++p) even[p] = odd[p] = _mm512_setzero_si512();
-        if (key < n) load_elements<Parts>(value[key], step, dim, even);
-        if (key + 1 < n) load_elements<Parts>(value[key + 1], step, dim, odd);
-        for (int p = 0; p < Parts; ++p) {
-          // Words of two keys; lane l of `low` has elements 8 l .. 8 l + 3, of `high` the next 4.
-          low[p][i] = _mm512_unpacklo_epi16(even[p], odd[p]);
-          high[p][i] = _mm512_unpackhi_epi16(even[p], odd[p]);
-        }
+        const __m512i none = _mm512_setzero_si512();
+        const __m512i even = key < n ? load_elements(value[key], step, dim) : none;
+        const __m512i odd = key + 1 < n ? load_elements(value[key + 1], step, dim) : none;
+        // Words of two keys; lane l of `low` has elements 8 l .. 8 l + 3, of `high` the next 4.
+        low[i] = _mm512_unpacklo_epi16(even, odd);
+        high[i] = _mm512_unpackhi_epi16(even, odd);
       }
-      for (int p = 0; p < Parts; ++p) {
-        uint32_t* tile = to + p * part_words + (2 * step * kDepth + depth) * kTileWords;
-        transpose_words(low[p]);
-        transpose_words(high[p]);
+      uint32_t* tile = to + (2 * step * kDepth + depth) * kTileWords;
+      transpose_words(low);
+      transpose_words(high);
 #pragma GCC unroll 16
-        for (int c = 0; c < kTile; ++c) {
-          const int element = c / 4 * 8 + c % 4;
-          uint32_t* row = tile + element / kTile * kDepth * kTileWords + element % kTile * kTile;
-          _mm512_storeu_si512(row, low[p][c]);
-          _mm512_storeu_si512(row + 4 * kTile, high[p][c]);
+      for (int c = 0; c < kTile; ++c) {
+        const int element = c / 4 * 8 + c % 4;
+        uint32_t* row = tile + element / kTile * kDepth * kTileWords + element % kTile * kTile;
+        __m512i first[Parts], second[Parts];
+        split_elements<Parts>(low[c], first);
+        split_elements<Parts>(high[c], second);
+        for (int p = 0; p < Parts; ++p) {
+          _mm512_storeu_si512(row + p * part_words, first[p]);
+          _mm512_storeu_si512(row + p * part_words + 4 * kTile, second[p]);
         }
       }
     }

@@ -102,6 +102,41 @@ MAINBOARD_INLINE Vec cap_score(const Exp2<5>& exp2, Vec x, Vec cap, Vec offset) 
   return fma(cap * set1(-2.0f), inverse, cap + offset);
 }
 
+// tanh(x) / x as powers of x^2, for |x| below kLowTanhEnd: relative error below 7e-7.
+constexpr float kLowTanh[4] = {0.99999946f, -0.3332632f, 0.13190296f, -0.044402227f};
+constexpr float kLowTanhEnd = 0.5f;
+
+// A softcap of low scores, with nothing to divide. It remembers whether one was not low.
+class LowCap {
+ public:
+  // `odd` are factors of the powers of a product, which is low unless its square is above `end`.
+  MAINBOARD_INLINE LowCap(const float* odd, float end) : seen_(_mm512_setzero_si512()) {
+    c1_ = set1(odd[0]);
+    c3_ = set1(odd[1]);
+    c5_ = set1(odd[2]);
+    c7_ = set1(odd[3]);
+    // Added to what is above `end`, as an integer, it gives the highest bit.
+    to_high_ = _mm512_sub_epi32(_mm512_set1_epi32(INT32_MAX), _mm512_castps_si512(set1(end)));
+  }
+  // Of +inf it makes -inf.
+  MAINBOARD_INLINE Vec operator()(Vec x, Vec offset) {
+    const Vec square = look(x);
+    return fma(x, fma(fma(fma(c7_, square, c5_), square, c3_), square, c1_), offset);
+  }
+  MAINBOARD_INLINE Vec look(Vec x) {
+    const Vec square = x * x;
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(square), to_high_);
+    seen_ = _mm512_or_si512(seen_, high);
+    return square;
+  }
+  // Of all that it was called with; NaN is not low.
+  MAINBOARD_INLINE bool met_high() const { return _mm512_movepi32_mask(seen_) != 0; }
+
+ private:
+  Vec c1_, c3_, c5_, c7_;
+  __m512i to_high_, seen_;
+};
+
 #endif
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

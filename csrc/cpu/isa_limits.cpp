@@ -126,6 +126,14 @@ static void tanh_of(const float* x, float* y, int64_t n) {
 #if defined(__AVX512F__)
 static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
 static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
+// NaN in every lane of a vector of which one is not low.
+static void low_tanh_of(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](Vec v) {
+    LowCap cap(kLowTanh, kLowTanhEnd * kLowTanhEnd);
+    const Vec result = cap(v, zero());
+    return cap.met_high() ? set1(NAN) : result;
+  });
+}
 #endif
 
 extern const Limits limits;
@@ -140,7 +148,12 @@ const Limits limits = {
 #endif
     exponentials,
 #if defined(__AVX512F__)
-    {{"exp", exp_of}, {"tanh", tanh_of}, {"exp2", exp2_of}, {"short exp2", short_exp2_of}, {}},
+    {{"exp", exp_of},
+     {"tanh", tanh_of},
+     {"exp2", exp2_of},
+     {"short exp2", short_exp2_of},
+     {"low tanh", low_tanh_of},
+     {}},
 #else
     {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif

@@ -18,7 +18,7 @@ struct Limits {
     const char* name;
     void (*map)(const float* from, float* to, int64_t n);
   };
-  Function functions[5];
+  Function functions[6];
 };
 
 }  // namespace mainboard::cpu

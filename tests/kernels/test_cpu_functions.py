@@ -146,6 +146,21 @@ def test_powers_of_two_are_within_their_bounds(isa: str) -> None:
         assert abs(ends[2].item() - 1.0) <= 2.8e-6
 
 
+def test_tanh_of_low_scores_is_within_its_bound(isa: str) -> None:
+    """AVX-512 and AMX: relative error 7e-7 up to 0.5, and whatever is above is noticed."""
+    if not isa.startswith(("amx", "avx512")):
+        pytest.skip("only kernels with AVX-512 have it")
+    x = grid(2.0**-126, 0.5)
+    for side in (x, -x):
+        assert relative_error(mapped(isa, "low tanh", side), torch.tanh(side.double())) <= 7e-7
+    assert mapped(isa, "low tanh", torch.zeros(1)).item() == 0.0
+    for high in (0.501, -0.501, 0.75, 3.4028234e38, float("inf"), float("-inf"), float("nan")):
+        x = torch.full((40,), 0.25)
+        x[13] = high
+        noticed = mapped(isa, "low tanh", x).isnan().nonzero()
+        assert 13 in noticed, f"{high} is taken as low"
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_softcap_and_alibi_give_the_right_weights(isa: str, dtype: str, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+// Products of operands whose elements are pairs of bfloat16, which hold a float16 exactly: 8 bits
+// of its significand in the higher one, the other 3 in the lower.
+//
+// A score needs all four products of parts, since its error is not relative to it; of an output,
+// lower times lower is below what is kept. Only tiles 0 to 3 are used: the processor renames tiles
+// onto few registers, and the fewer hold something, the more loads can go ahead.
+#pragma once
+
+#include <type_traits>
+
+#include "csrc/cpu/amx_soften.h"
+
+#if defined(__AMX_BF16__)
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+constexpr int kPanelStride = kTilePanel * sizeof(float);
+
+// Slices of other work, which stand between products; each is of the queries in one half.
+using LowHalf = std::integral_constant<int, 0>;
+using HighHalf = std::integral_constant<int, 1>;
+struct NoSlice {
+  template <class Half>
+  MAINBOARD_INLINE void operator()(Half) const {}
+};
+
+// Whether a kind of slices wants only two places in each `multiply_parts`, not one a product.
+template <class Slice>
+constexpr bool kFewSlices = false;
+
+// Two tiles of the right operand, `next` words apart, and their lower parts `lower` words behind.
+struct RightTiles {
+  const uint32_t* tile;
+  int next, lower;
+};
+
+// Adds a tile of the left operand times both tiles of the right one to 0 and 1: all products of
+// parts, or all but lower times lower.
+template <bool kAll, class Slice>
+MAINBOARD_INLINE void multiply_parts(const uint32_t* left, int left_lower, const RightTiles& right,
+                                     Slice&& slice) {
+  auto after = [&](auto number) __attribute__((always_inline)) {
+    constexpr int kNumber = decltype(number)::value;
+    constexpr int kEach = !kFewSlices<std::decay_t<Slice>> ? 1 : kAll ? 4 : 3;
+    if constexpr (kNumber % kEach == 0) slice(std::integral_constant<int, kNumber / kEach % 2>());
+  };
+#define MAINBOARD_MULTIPLY_BOTH(number, lower)                   \
+  _tile_loadd(3, right.tile + (lower), kTileBytes);              \
+  _tile_dpbf16ps(0, 2, 3);                                       \
+  after(std::integral_constant<int, number>());                  \
+  _tile_loadd(3, right.tile + right.next + (lower), kTileBytes); \
+  _tile_dpbf16ps(1, 2, 3);                                       \
+  after(std::integral_constant<int, (number) + 1>())
+  constexpr int kDone = kAll ? 2 : 0;
+  _tile_stream_loadd(2, left + left_lower, kTileBytes);
+  if constexpr (kAll) {
+    MAINBOARD_MULTIPLY_BOTH(0, right.lower);
+  }
+  MAINBOARD_MULTIPLY_BOTH(kDone, 0);
+  _tile_stream_loadd(2, left, kTileBytes);
+  MAINBOARD_MULTIPLY_BOTH(kDone + 2, 0);
+  MAINBOARD_MULTIPLY_BOTH(kDone + 4, right.lower);
+#undef MAINBOARD_MULTIPLY_BOTH
+}
+
+// The scores of keys [32 pair, 32 pair + 32) of a block.
+template <class Slice>
+MAINBOARD_INLINE void multiply_key_pairs(const TileShape& shape, const TileStep& s, int pair,
+                                         Slice&& slice) {
+  const int steps = shape.steps;
+  for (int tile = 2 * pair; tile < 2 * pair + 2; ++tile) {
+    const uint32_t *k = s.k + tile * steps * kTileWords, *q = s.panel->q;
+    float* to = s.scores + tile * kTile * kTilePanel;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
+      multiply_parts<true>(k, kTileKeys / kTile * steps * kTileWords,
+                           {q, kTileWords, 2 * steps * kTileWords}, slice);
+    }
+    _tile_stored(0, to, kPanelStride);
+    _tile_stored(1, to + kTile, kPanelStride);
+  }
+  MAINBOARD_TILE_FENCE;
+}
+
+// o += v p for 32 elements of the values.
+template <class Slice>
+MAINBOARD_INLINE void multiply_value_pairs(const TileShape& shape, const TileStep& s, int column,
+                                           Slice&& slice) {
+  constexpr int kDepth = kWeightDepth;
+  for (int c = column; c < column + 2; ++c) {
+    const uint32_t *v = s.v + c * kDepth * kTileWords, *p = s.weights;
+    float* o = s.panel->o + c * kTile * kTilePanel;
+    _tile_loadd(0, o, kPanelStride);
+    _tile_loadd(1, o + kTile, kPanelStride);
+    for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
+      multiply_parts<false>(v, shape.columns * kDepth * kTileWords,
+                            {p, kDepth * kTileWords, 2 * kDepth * kTileWords}, slice);
+    }
+    _tile_stored(0, o, kPanelStride);
+    _tile_stored(1, o + kTile, kPanelStride);
+  }
+}
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#endif  // __AMX_BF16__
