@@ -38,6 +38,7 @@ struct Panel {
   int64_t position[kPanel];             // of each query among the keys
   int64_t first[kPanel], last[kPanel];  // keys each query sees
   Span any, all;                        // seen by some query, by every query
+  int64_t end[kPanelVecs];              // behind the last key that some query of a vector sees
   bool touched, finished;               // whether there is an output yet, and whether it is written
 };
 
@@ -71,6 +72,7 @@ inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int6
   p.any = {kUnbounded, -kUnbounded};
   p.all = {-kUnbounded, kUnbounded};
   p.touched = p.finished = false;
+  for (int64_t& end : p.end) end = 0;
   RowCursor at(a, w, row);
   for (int lane = 0; lane < p.vecs * kLanes; ++lane) {
     p.peak[lane] = -INFINITY;
@@ -80,6 +82,8 @@ inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int6
     const Span span = visible(a, w, at.token + shift);
     p.first[lane] = span.first;
     p.last[lane] = span.last;
+    int64_t& end = p.end[lane / kLanes];
+    end = span.last + 1 > end ? span.last + 1 : end;
     p.any.first = span.first < p.any.first ? span.first : p.any.first;
     p.any.last = span.last > p.any.last ? span.last : p.any.last;
     p.all.first = span.first > p.all.first ? span.first : p.all.first;
@@ -168,19 +172,40 @@ inline float shape_scores(const Attention& a, const Panel& p, int64_t key, int n
   return scale;
 }
 
+// The highest of n scores for each query. Two chains a vector, so that none waits for itself.
+template <int NV>
+inline void peaks(int n, const float* scores, Vec* top) {
+  Vec odd[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) top[v] = odd[v] = set1(-INFINITY);
+  int i = 0;
+  for (; i + 2 <= n; i += 2, scores += 2 * kPanel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      top[v] = max(top[v], load(scores + v * kLanes));
+      odd[v] = max(odd[v], load(scores + kPanel + v * kLanes));
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    if (i < n) odd[v] = max(odd[v], load(scores + v * kLanes));
+    top[v] = max(top[v], odd[v]);
+  }
+}
+
 // Turns scores into the words of their weights, exp(scale * score - peak), and moves peak and sum
 // on. `n` is whole words. Says whether some peak moved; `keep` is then what remains of the output.
 template <class Format, int NV>
 inline bool soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
   const Vec factor = set1(scale * kExponents);
   const Exp2<Format::kExponentialPowers> exp2;
+  Vec highest[NV];
+  peaks<NV>(n, scores, highest);
   Vec moved = zero();
   for (int v = 0; v < NV; ++v) {
     float* column = scores + v * kLanes;
     const Vec before = load(p.peak + v * kLanes);
-    Vec top = set1(-INFINITY);
-    for (int i = 0; i < n; ++i) top = max(top, load(column + i * kPanel));
-    top = top * factor;
+    const Vec top = highest[v] * factor;
     const Vec enough = before + set1(kPeakSlack);
     const Vec peak = select_le(top, enough, before, max(before, top));
     moved = moved + select_le(top, enough, zero(), set1(1.0f));

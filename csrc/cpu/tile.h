@@ -34,10 +34,11 @@ using BlockAhead = Ahead<2 * kBlockRows + 3 * kBlockKeys>;
 // What becomes of what lay where a product goes.
 enum class Before { kLost, kKept, kScaled };
 
-// C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors.
-// B and C have kPanel columns. `before` says whether there is a C, and whether it is scaled.
+// C[r][:] = C[r][:] * keep + sum_k a[r * row + k * step] * B[k][:], for R rows of NV vectors, k
+// below end[v] for vector v: later vectors have no fewer terms. B and C have kPanel columns.
+// `before` says whether there is a C, and whether it is scaled.
 template <class Format, int R, int NV>
-inline void multiply_rows(int depth, const float* a, int64_t row, int64_t step, const float* b,
+inline void multiply_rows(const int* end, const float* a, int64_t row, int64_t step, const float* b,
                           Before before, const Vec* keep, float* c) {
   Vec acc[R][NV];
 #pragma GCC unroll 16
@@ -48,15 +49,21 @@ inline void multiply_rows(int depth, const float* a, int64_t row, int64_t step, 
       if (before == Before::kScaled) acc[r][v] = acc[r][v] * keep[v];
     }
   }
-  for (int k = 0; k < depth; ++k, a += step, b += kPanel) {
-    Vec operand[NV];
+  int k = 0;
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) operand[v] = load(b + v * kLanes);
+  for (int first = 0; first < NV; ++first) {
+    for (; k < end[first]; ++k, a += step, b += kPanel) {
+      Vec operand[NV];
+#pragma GCC unroll 4
+      for (int v = first; v < NV; ++v) operand[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec scalar = set1(a[r * row]);
+      for (int r = 0; r < R; ++r) {
+        const Vec scalar = set1(a[r * row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] = Format::multiply(scalar, operand[v], acc[r][v]);
+        for (int v = first; v < NV; ++v) {
+          acc[r][v] = Format::multiply(scalar, operand[v], acc[r][v]);
+        }
+      }
     }
   }
 #pragma GCC unroll 16
@@ -68,22 +75,21 @@ inline void multiply_rows(int depth, const float* a, int64_t row, int64_t step, 
 
 // The same for any number of rows, asking for what comes next meanwhile.
 template <class Format, int NV>
-inline void multiply(int rows, int depth, const float* a, int64_t row, int64_t step, const float* b,
-                     Before before, const Vec* keep, float* c, BlockAhead& ahead) {
+inline void multiply(int rows, const int* end, const float* a, int64_t row, int64_t step,
+                     const float* b, Before before, const Vec* keep, float* c, BlockAhead& ahead) {
   constexpr int kWide = wide(NV);
   int r = 0;
   for (; r + kWide <= rows; r += kWide) {
     ahead.ask();
-    multiply_rows<Format, kWide, NV>(depth, a + r * row, row, step, b, before, keep,
-                                     c + r * kPanel);
+    multiply_rows<Format, kWide, NV>(end, a + r * row, row, step, b, before, keep, c + r * kPanel);
   }
   if constexpr (kWide > 4) {
     for (; r + 4 <= rows; r += 4) {
-      multiply_rows<Format, 4, NV>(depth, a + r * row, row, step, b, before, keep, c + r * kPanel);
+      multiply_rows<Format, 4, NV>(end, a + r * row, row, step, b, before, keep, c + r * kPanel);
     }
   }
   for (; r < rows; ++r) {
-    multiply_rows<Format, 1, NV>(depth, a + r * row, row, step, b, before, keep, c + r * kPanel);
+    multiply_rows<Format, 1, NV>(end, a + r * row, row, step, b, before, keep, c + r * kPanel);
   }
 }
 
@@ -188,6 +194,23 @@ inline void look_ahead(const Attention& a, const WorkItem& w, const Panel* panel
   ahead.spread(asks(panel, panels, key, n, a.value_dim));
 }
 
+// Scores of the first seen[v] keys for each vector v, or of a few more.
+template <class Format, int NV>
+inline void multiply_keys(const int* seen, int dim, const float* k, const float* q, float* scores,
+                          BlockAhead& ahead) {
+  int dims[NV], all = (seen[0] + kKeyStep - 1) / kKeyStep * kKeyStep;
+  for (int& end : dims) end = dim;
+  if (NV == 1 || all > seen[NV - 1]) all = seen[NV - 1];
+  multiply<Format, NV>(all, dims, k, dim, 1, q, Before::kLost, nullptr, scores, ahead);
+  if constexpr (NV > 1) {
+    if (all == seen[NV - 1]) return;
+    int rest[NV - 1];
+    for (int v = 1; v < NV; ++v) rest[v - 1] = seen[v] > all ? seen[v] - all : 0;
+    multiply_keys<Format, NV - 1>(rest, dim, k + all * dim, q + kLanes,
+                                  scores + all * kPanel + kLanes, ahead);
+  }
+}
+
 // One panel against the keys [key, key + n).
 template <class Format, int NV>
 inline void attend_panel(const Attention& a, const WorkItem& w, Panel& p, KeyBlock& block,
@@ -195,8 +218,9 @@ inline void attend_panel(const Attention& a, const WorkItem& w, Panel& p, KeyBlo
   constexpr int kPack = Format::kPack;
   const int dim = block.dim, value_dim = block.value_dim;
   const int64_t from = key - block.key;
-  multiply<Format, NV>(n, dim, block.k + from * dim, dim, 1, p.q, Before::kLost, nullptr, scores,
-                       ahead);
+  int seen[NV];
+  for (int v = 0; v < NV; ++v) seen[v] = static_cast<int>(clamp(p.end[v] - key, 0, n));
+  multiply_keys<Format, NV>(seen, dim, block.k + from * dim, p.q, scores, ahead);
   const float factor = shape_scores<NV>(a, p, key, n, block.scale, scores);
   for (; n % kPack != 0; ++n) {
     for (int i = 0; i < kPanel; ++i) scores[n * kPanel + i] = -INFINITY;
@@ -205,8 +229,9 @@ inline void attend_panel(const Attention& a, const WorkItem& w, Panel& p, KeyBlo
   const bool moved = soften<Format, NV>(p, n, factor, scores, keep);
   const Before before = !p.touched ? Before::kLost : (moved ? Before::kScaled : Before::kKept);
   load_values<Format>(a, w, block);
-  multiply<Format, NV>(value_dim, n / kPack, block.v + from / kPack * value_dim, 1, value_dim,
-                       scores, before, keep, p.o, ahead);
+  for (int& end : seen) end = (end + kPack - 1) / kPack;
+  multiply<Format, NV>(value_dim, seen, block.v + from / kPack * value_dim, 1, value_dim, scores,
+                       before, keep, p.o, ahead);
   p.touched = true;
 }
 
