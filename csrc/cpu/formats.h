@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csrc/cpu/rows.h"
+#include "csrc/cpu/transpose.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
@@ -15,9 +16,23 @@ struct Float32Words {
   static Vec multiply(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
   static Vec pack(const Vec* e) { return e[0]; }
 
-  static void load_query(DType dtype, const char* from, float scale, float* to, int n) {
-    widen_row(dtype, from, to, n);
-    narrow(to, scale, to, n);
+  // kLanes rows of n elements into the lanes of `to`, whose lines are `stride` floats apart.
+  static void load_queries(DType dtype, const char* const* rows, float scale, int n, float* to,
+                           int64_t stride) {
+    const Vec factor = set1(scale);
+    with_type(dtype, [&](auto* type) {
+      const auto row = [&](int i) {
+        return reinterpret_cast<decltype(type)>(const_cast<char*>(rows[i]));
+      };
+      for (int d = 0; d < n; d += kLanes) {
+        transpose(
+            [&](int i) {
+              return (n - d >= kLanes ? load(row(i) + d) : load_partial(row(i) + d, n - d)) *
+                     factor;
+            },
+            [&](int j, Vec x) { store(to + (d + j) * stride, x); });
+      }
+    });
   }
   static void load_keys(DType dtype, const char* const* rows, int count, int n, float* to) {
     with_type(dtype, [&](auto* type) {
@@ -70,8 +85,19 @@ struct BFloat16Pairs {
     }
     if (n % 2 != 0) half[n] = {0};
   }
-  static void load_query(DType dtype, const char* from, float, float* to, int n) {
-    load_row(dtype, from, to, n);
+  // As above, the rows being bfloat16: none is scaled.
+  static void load_queries(DType, const char* const* rows, float, int n, float* to,
+                           int64_t stride) {
+    for (int d = 0; d < n; d += 2 * kLanes) {
+      const int64_t offset = d * static_cast<int64_t>(sizeof(BFloat16));
+      const int here = n - d < 2 * kLanes ? n - d : 2 * kLanes;
+      const __mmask32 in = static_cast<__mmask32>((uint64_t{1} << here) - 1);
+      transpose(
+          [&](int i) {
+            return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(in, rows[i] + offset));
+          },
+          [&](int j, Vec x) { store(to + (d / 2 + j) * stride, x); });
+    }
   }
   static void load_keys(DType dtype, const char* const* rows, int count, int n, float* to) {
     for (int i = 0; i < count; ++i) load_row(dtype, rows[i], to + i * words(n), n);

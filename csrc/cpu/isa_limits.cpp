@@ -83,9 +83,9 @@ static double multiply_tiles() {
 #endif
 
 #if defined(__AVX512BF16__)
-using SoftmaxExponential = Exponential<BFloat16Pairs>;
+using SoftmaxExponential = Exp2<BFloat16Pairs::kExponentialPowers>;
 #else
-using SoftmaxExponential = Exponential<Float32Words>;
+using SoftmaxExponential = Exp2<Float32Words::kExponentialPowers>;
 #endif
 
 static double exponentials() {
@@ -123,9 +123,9 @@ static void exp_of(const float* x, float* y, int64_t n) {
 static void tanh_of(const float* x, float* y, int64_t n) {
   map(x, y, n, [](Vec v) { return tanh(v); });
 }
-#if defined(__AVX512F__)
 static void exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<5>()); }
 static void short_exp2_of(const float* x, float* y, int64_t n) { map(x, y, n, Exp2<4>()); }
+#if defined(__AVX512F__)
 // NaN in every lane of a vector of which one is not low.
 static void low_tanh_of(const float* x, float* y, int64_t n) {
   map(x, y, n, [](Vec v) {
@@ -147,16 +147,14 @@ const Limits limits = {
     nullptr,
 #endif
     exponentials,
-#if defined(__AVX512F__)
     {{"exp", exp_of},
      {"tanh", tanh_of},
      {"exp2", exp2_of},
      {"short exp2", short_exp2_of},
+#if defined(__AVX512F__)
      {"low tanh", low_tanh_of},
-     {}},
-#else
-    {{"exp", exp_of}, {"tanh", tanh_of}, {}},
 #endif
+     {}},
 };
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

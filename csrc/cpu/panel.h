@@ -2,6 +2,8 @@
 // products.
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cpu/rows.h"
 #include "csrc/cpu/transpose.h"
 
@@ -10,34 +12,24 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 constexpr int kPanelVecs = 3;  // most vectors of queries in a panel
 constexpr int kPanel = kPanelVecs * kLanes;
 
-// The softmax's own exponential and softcap. Exponents are scores times kExponents.
-#if defined(__AVX512F__)
+// Exponents are scores times kExponents.
 constexpr float kExponents = 1.44269504f;
-template <class Format>
-using Exponential = Exp2<Format::kExponentialPowers>;
+
+// A panel's peak may stay behind its scores by this exponent: sums and outputs have room for it,
+// and an output whose peak stays need not be rescaled.
+constexpr float kPeakSlack = 8.0f;
+
 struct Softcap {
   Exp2<5> exp2;
   Vec cap, gain;
   Softcap(float limit, float scale)
-      : cap(set1(limit)), gain(set1(2.0f * 1.44269504f * scale / limit)) {}
+      : cap(set1(limit)), gain(set1(2.0f * kExponents * scale / limit)) {}
   Vec operator()(Vec product) const { return cap_score(exp2, product * gain, cap, zero()); }
 };
-#else
-constexpr float kExponents = 1.0f;
-template <class Format>
-struct Exponential {
-  Vec operator()(Vec x) const { return exp_nonpositive(x); }
-};
-struct Softcap {
-  Vec cap, gain;
-  Softcap(float limit, float scale) : cap(set1(limit)), gain(set1(scale / limit)) {}
-  Vec operator()(Vec product) const { return cap * tanh(product * gain); }
-};
-#endif
 
 // The running state of one panel of queries.
 struct Panel {
-  int vecs;                             // vectors in use
+  int rows, vecs;                       // rows, and vectors of them, in use
   float* q;                             // [words of a query][kPanel]
   float* o;                             // [value_dim][kPanel]
   float peak[kPanel];                   // of the exponents seen so far
@@ -46,7 +38,8 @@ struct Panel {
   int64_t position[kPanel];             // of each query among the keys
   int64_t first[kPanel], last[kPanel];  // keys each query sees
   Span any, all;                        // seen by some query, by every query
-  bool touched;                         // whether there is an output yet
+  int64_t end[kPanelVecs];              // behind the last key that some query of a vector sees
+  bool touched, finished;               // whether there is an output yet, and whether it is written
 };
 
 // The rows of a work item in turn, as token and head: two divisions for each would take as long as
@@ -74,10 +67,12 @@ class RowCursor {
 inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
                         Panel& p) {
   const int64_t shift = w.sequence.keys - w.sequence.queries;
+  p.rows = static_cast<int>(rows);
   p.vecs = static_cast<int>((rows + kLanes - 1) / kLanes);
   p.any = {kUnbounded, -kUnbounded};
   p.all = {-kUnbounded, kUnbounded};
-  p.touched = false;
+  p.touched = p.finished = false;
+  for (int64_t& end : p.end) end = 0;
   RowCursor at(a, w, row);
   for (int lane = 0; lane < p.vecs * kLanes; ++lane) {
     p.peak[lane] = -INFINITY;
@@ -87,6 +82,8 @@ inline void begin_panel(const Attention& a, const WorkItem& w, int64_t row, int6
     const Span span = visible(a, w, at.token + shift);
     p.first[lane] = span.first;
     p.last[lane] = span.last;
+    int64_t& end = p.end[lane / kLanes];
+    end = span.last + 1 > end ? span.last + 1 : end;
     p.any.first = span.first < p.any.first ? span.first : p.any.first;
     p.any.last = span.last > p.any.last ? span.last : p.any.last;
     p.all.first = span.first > p.all.first ? span.first : p.all.first;
@@ -175,18 +172,43 @@ inline float shape_scores(const Attention& a, const Panel& p, int64_t key, int n
   return scale;
 }
 
-// Turns scores into the words of their weights, exp(scale * score - peak); moves peak and sum on,
-// and says by what to keep the output. `n` is whole words.
+// The highest of n scores for each query. Two chains a vector, so that none waits for itself.
+template <int NV>
+inline void peaks(int n, const float* scores, Vec* top) {
+  Vec odd[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) top[v] = odd[v] = set1(-INFINITY);
+  int i = 0;
+  for (; i + 2 <= n; i += 2, scores += 2 * kPanel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      top[v] = max(top[v], load(scores + v * kLanes));
+      odd[v] = max(odd[v], load(scores + kPanel + v * kLanes));
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    if (i < n) odd[v] = max(odd[v], load(scores + v * kLanes));
+    top[v] = max(top[v], odd[v]);
+  }
+}
+
+// Turns scores into the words of their weights, exp(scale * score - peak), and moves peak and sum
+// on. `n` is whole words. Says whether some peak moved; `keep` is then what remains of the output.
 template <class Format, int NV>
-inline void soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
+inline bool soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
   const Vec factor = set1(scale * kExponents);
-  const Exponential<Format> exponential;
+  const Exp2<Format::kExponentialPowers> exp2;
+  Vec highest[NV];
+  peaks<NV>(n, scores, highest);
+  Vec moved = zero();
   for (int v = 0; v < NV; ++v) {
     float* column = scores + v * kLanes;
     const Vec before = load(p.peak + v * kLanes);
-    Vec top = set1(-INFINITY);
-    for (int i = 0; i < n; ++i) top = max(top, load(column + i * kPanel));
-    const Vec peak = max(before, top * factor);
+    const Vec top = highest[v] * factor;
+    const Vec enough = before + set1(kPeakSlack);
+    const Vec peak = select_le(top, enough, before, max(before, top));
+    moved = moved + select_le(top, enough, zero(), set1(1.0f));
     // A query that has seen no key yet has peak -inf; any finite reference gives it zeros.
     const Vec reference = select_le(set1(-3.0e38f), peak, peak, zero());
     Vec sum = zero();
@@ -195,34 +217,52 @@ inline void soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
 #pragma GCC unroll 2
       for (int j = 0; j < Format::kPack; ++j) {
         const Vec s = load(column + (i + j) * kPanel);
-        e[j] = exponential(fma(s, factor, zero() - reference));
+        e[j] = exp2(fma(s, factor, zero() - reference));
         sum = sum + e[j];
       }
       store(column + i / Format::kPack * kPanel, Format::pack(e));
     }
-    keep[v] = exponential(before - reference);
+    keep[v] = exp2(before - reference);
     store(p.peak + v * kLanes, peak);
     store(p.sum + v * kLanes, fma(load(p.sum + v * kLanes), keep[v], sum));
   }
+  return reduce_add(moved) > 0.0f;
 }
 
-// Writes every row of a work item; `lines` holds kLanes of them meanwhile.
-inline void finish_panels(const Attention& a, const WorkItem& w, Panel* panels, float* lines) {
-  const int64_t rows = (w.query_end - w.query_begin) * a.group, line = whole_vecs(a.value_dim);
-  for (int64_t row = 0; row < rows; row += kLanes) {
-    Panel& p = panels[row / kPanel];
-    const int first = static_cast<int>(row % kPanel);
-    if (!p.touched) std::memset(p.o, 0, sizeof(float) * line * kPanel);
-    p.touched = true;
-    for (int64_t d = 0; d < line; d += kLanes) {
-      transpose(p.o + d * kPanel + first, kPanel, lines + d, line);
-    }
-    const int lanes = static_cast<int>(rows - row < kLanes ? rows - row : kLanes);
-    for (int j = 0; j < lanes; ++j) {
-      const float peak = p.peak[first + j] * (1.0f / kExponents);
-      finish_row(a, w, row + j, lines + j * line, peak, p.sum[first + j]);
-    }
+// Writes the rows of one vector of a panel, the item's from `row` on.
+template <class T>
+inline void write_rows(const RowEnd* end, int rows, Vec weight, const float* o, int dim) {
+  for (int d = 0; d < dim; d += kLanes) {
+    const int here = dim - d;
+    transpose([&](int i) { return load(o + (d + i) * kPanel) * weight; },
+              [&](int j, Vec x) {
+                if (j >= rows) return;
+                T* to = reinterpret_cast<T*>(end[j].to) + d;
+                if (here >= kLanes) return store(to, x);
+                store_partial(to, x, here);
+              });
   }
+}
+
+// Writes the rows of a panel, whose first is the item's `row`.
+inline void finish_panel(const Attention& a, const WorkItem& w, int64_t row, Panel& p) {
+  if (!p.touched) std::memset(p.o, 0, sizeof(float) * whole_vecs(a.value_dim) * kPanel);
+  RowCursor at(a, w, row);
+  for (int first = 0; first < p.rows; first += kLanes) {
+    const int lanes = p.rows - first < kLanes ? p.rows - first : kLanes;
+    RowEnd end[kLanes];
+    float weight[kLanes] = {};
+    for (int j = first; j < first + lanes; ++j, at.next()) {
+      const float peak = p.peak[j] * (1.0f / kExponents);
+      end[j - first] = end_row(a, w, row + j, at.token, at.head, peak, p.sum[j]);
+      weight[j - first] = end[j - first].weight;
+    }
+    with_type(end[0].dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      write_rows<T>(end, lanes, load(weight), p.o + first, static_cast<int>(a.value_dim));
+    });
+  }
+  p.finished = true;
 }
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

@@ -81,18 +81,23 @@ inline float exp_scalar(float x) {
   return lane[0];
 }
 
-// Writes one finished row: `sum` is of exp(score - peak), `output` its weighted values.
-// `row` counts token-major, heads of the group inner.
-inline void finish_row(const Attention& a, const WorkItem& w, int64_t row, const float* output,
-                       float peak, float sum) {
-  const int64_t token = w.query_begin + row / a.group;
-  const int64_t head = w.first_head + row % a.group;
-  const int dim = static_cast<int>(a.value_dim);
+// Where a finished row goes, and what its output is multiplied with on the way.
+struct RowEnd {
+  char* to;
+  DType dtype;
+  float weight;
+};
+
+// Ends row `row` of an item, that of a token and a head: `sum` is of exp(score - peak). Writes the
+// log-sum-exp and says what to do with the weighted values.
+inline RowEnd end_row(const Attention& a, const WorkItem& w, int64_t row, int64_t token,
+                      int64_t head, float peak, float sum) {
+  const int64_t dim = a.value_dim;
   if (w.partial != nullptr) {
     float* part = w.partial + row * (dim + 1);
-    narrow(output, sum > 0.0f ? 1.0f / sum : (sum == sum ? 0.0f : sum), part, dim);
     part[dim] = sum == 0.0f ? -INFINITY : peak + std::log(sum);
-    return;
+    const float weight = sum > 0.0f ? 1.0f / sum : (sum == sum ? 0.0f : sum);
+    return {reinterpret_cast<char*>(part), DType::f32, weight};
   }
   float factor = 1.0f;
   if (a.sinks != nullptr) {  // one more score, which brings no value
@@ -101,12 +106,21 @@ inline void finish_row(const Attention& a, const WorkItem& w, int64_t row, const
     sum = sum * factor + exp_scalar(sink - top);
     peak = top;
   }
-  const float weight = sum == 0.0f ? 0.0f : factor * value_scale(a, w.kv_head) / sum;
   const int64_t index = w.sequence.query_begin + token;
-  narrow_row(output, weight, a.out.dtype, a.out.at(index, 0, head), dim);
   if (a.lse != nullptr) {
     a.lse[head * a.lse_stride + index] = sum == 0.0f ? -INFINITY : peak + std::log(sum);
   }
+  const float weight = sum == 0.0f ? 0.0f : factor * value_scale(a, w.kv_head) / sum;
+  return {a.out.at(index, 0, head), a.out.dtype, weight};
+}
+
+// Writes one finished row whose weighted values are `output`. `row` counts token-major, heads of
+// the group inner.
+inline void finish_row(const Attention& a, const WorkItem& w, int64_t row, const float* output,
+                       float peak, float sum) {
+  const RowEnd end =
+      end_row(a, w, row, w.query_begin + row / a.group, w.first_head + row % a.group, peak, sum);
+  narrow_row(output, end.weight, end.dtype, end.to, static_cast<int>(a.value_dim));
 }
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

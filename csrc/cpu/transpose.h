@@ -1,4 +1,5 @@
-// Transposing a square of kLanes times kLanes float32, or of any other 32 bits.
+// Transposing a square of kLanes times kLanes float32, or of any other 32 bits, on its way from
+// where it is stored to where it is wanted.
 #pragma once
 
 #include "csrc/cpu/vec.h"
@@ -9,11 +10,12 @@ inline int64_t whole_vecs(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes
 
 #if defined(__AVX512F__)
 
-// to[j][i] = from[i][j]; strides in elements.
-inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+// `to(j, column j)` for every column of the square whose row i is `from(i)`.
+template <class From, class To>
+inline void transpose(From from, To to) {
   __m512 a[16], b[16];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = load(from + i * from_stride);
+  for (int i = 0; i < 16; ++i) a[i] = from(i);
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {  // pairs of rows
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
@@ -32,20 +34,21 @@ inline void transpose(const float* from, int64_t from_stride, float* to, int64_t
     const __m512 odd_low = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
     const __m512 high = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
     const __m512 odd_high = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
-    store(to + c * to_stride, _mm512_shuffle_f32x4(low, high, 0x88));
-    store(to + (4 + c) * to_stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
-    store(to + (8 + c) * to_stride, _mm512_shuffle_f32x4(low, high, 0xdd));
-    store(to + (12 + c) * to_stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
+    to(c, _mm512_shuffle_f32x4(low, high, 0x88));
+    to(4 + c, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+    to(8 + c, _mm512_shuffle_f32x4(low, high, 0xdd));
+    to(12 + c, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
   }
 }
 
 #elif defined(__AVX2__)
 
-inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+template <class From, class To>
+inline void transpose(From from, To to) {
   __m256 a[8], b[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {  // rows i and i + 4, by their halves of four columns
-    const __m256 upper = load(from + i * from_stride), lower = load(from + (i + 4) * from_stride);
+    const __m256 upper = from(i), lower = from(i + 4);
     a[i] = _mm256_permute2f128_ps(upper, lower, 0x20);
     a[4 + i] = _mm256_permute2f128_ps(upper, lower, 0x31);
   }
@@ -55,18 +58,22 @@ inline void transpose(const float* from, int64_t from_stride, float* to, int64_t
     b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
     b[i + 2] = _mm256_unpacklo_ps(a[i + 2], a[i + 3]);
     b[i + 3] = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
-    store(to + i * to_stride, _mm256_shuffle_ps(b[i], b[i + 2], 0x44));
-    store(to + (i + 1) * to_stride, _mm256_shuffle_ps(b[i], b[i + 2], 0xee));
-    store(to + (i + 2) * to_stride, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44));
-    store(to + (i + 3) * to_stride, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee));
+    to(i, _mm256_shuffle_ps(b[i], b[i + 2], 0x44));
+    to(i + 1, _mm256_shuffle_ps(b[i], b[i + 2], 0xee));
+    to(i + 2, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44));
+    to(i + 3, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee));
   }
 }
 
 #else
 
-inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+template <class From, class To>
+inline void transpose(From from, To to) {
+  float row[kLanes][kLanes], column[kLanes];
+  for (int i = 0; i < kLanes; ++i) store(row[i], from(i));
+  for (int j = 0; j < kLanes; ++j) {
+    for (int i = 0; i < kLanes; ++i) column[i] = row[i][j];
+    to(j, load(column));
   }
 }
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(__file__).parent / "cpu_schedule"
 THREADS = (1, 2, 3, 8, 16, 48, 64)
-BLOCK_ROWS = (192, 1024)  # vectors, tiles
+BLOCK_ROWS = (384, 1024)  # vectors, tiles
 BATCHES = {
     "one long sequence": [(1, 131072)],
     "one prefill": [(2048, 2048)],
