@@ -33,21 +33,16 @@ inline VecPair load_pair(const BFloat16* p) { return widen_halves(_mm512_loadu_s
 template <>
 constexpr bool kPairInterleaves<Float8E4M3> = true;
 inline VecPair load_pair(const Float8E4M3* p) { return widen_halves(look_up_halves(p)); }
-#if defined(__AVX512VBMI__)
-template <>
-constexpr bool kPairInterleaves<Float8E5M2> = true;
-inline VecPair load_pair(const Float8E5M2* p) { return widen_halves(look_up_halves(p)); }
-// Whether 64 elements are looked up at once.
-template <class T>
-constexpr bool kLooksUp = std::is_same_v<T, Float8E4M3> || std::is_same_v<T, Float8E5M2>;
-#else
 // Both halves at once, where one by one each would take as many instructions.
 inline VecPair load_pair(const Float8E5M2* p) {
   const __m512i half = halves_of(p);
   return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
           _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
 }
-#endif
+// Whether 64 elements are looked up at once, as bfloat16. For e5m2 and int8 that is slower than the
+// processor's own conversions.
+template <class T>
+constexpr bool kLooksUp = std::is_same_v<T, Float8E4M3>;
 #else
 inline VecPair load_pair(const BFloat16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

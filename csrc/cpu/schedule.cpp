@@ -24,9 +24,8 @@ std::string at(const char* name, int64_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
-// Reading a key costs about as much as eight rows of arithmetic on it.
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {
-  return w.kv_heads * std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
+  return w.kv_heads * std::max(a.rows_per_read, (w.query_end - w.query_begin) * a.group);
 }
 
 // The keys that some query of the block can see.
@@ -147,7 +146,46 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
   for (Join& j : plan->joins) place(j.first);
 }
 
+// Orders the items for threads that each take the next one. Those bound by memory come among those
+// bound by arithmetic, from beginning to end: at any moment as many threads read as must for the
+// reading to be done in time, so that they are in each other's way as little as can be. Of each
+// kind the dearest come first, so that what the last thread does is short.
+void order_items(const Attention& a, Plan* plan) {
+  std::vector<WorkItem>& items = plan->items;
+  const auto dearer = [&](const WorkItem& x, const WorkItem& y) {
+    const bool reads = is_bound_by_memory(a, x);
+    if (reads != is_bound_by_memory(a, y)) return !reads;
+    return work_cost(a, x) > work_cost(a, y);
+  };
+  std::sort(items.begin(), items.end(), dearer);
+  const auto reading = std::partition_point(
+      items.begin(), items.end(), [&](const WorkItem& w) { return !is_bound_by_memory(a, w); });
+  if (reading == items.begin() || reading == items.end()) return;
+  plan->unordered.assign(items.begin(), items.end());
+  const WorkItem* const middle = plan->unordered.data() + (reading - items.begin());
+  const WorkItem* const end = plan->unordered.data() + items.size();
+  const auto sum = [&](const WorkItem* from, const WorkItem* to) {
+    double total = 0.0;
+    for (; from != to; ++from) total += static_cast<double>(work_cost(a, *from));
+    return total;
+  };
+  const double all[] = {sum(plan->unordered.data(), middle), sum(middle, end)};
+  const WorkItem* next[] = {plan->unordered.data(), middle};
+  const WorkItem* const last[] = {middle, end};
+  double taken[] = {0.0, 0.0};
+  for (WorkItem& item : items) {
+    const bool first_is_behind = taken[0] * all[1] <= taken[1] * all[0];
+    const int kind = next[1] == last[1] || (next[0] != last[0] && first_is_behind) ? 0 : 1;
+    taken[kind] += static_cast<double>(work_cost(a, *next[kind]));
+    item = *next[kind]++;
+  }
+}
+
 }  // namespace
+
+bool is_bound_by_memory(const Attention& a, const WorkItem& w) {
+  return (w.query_end - w.query_begin) * a.group <= a.rows_per_read;
+}
 
 int64_t work_cost(const Attention& a, const WorkItem& w) {
   return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
@@ -210,9 +248,7 @@ void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64
     add_blocks(a, read_sequence(batch, i), block_rows, &plan->items);
   }
   split_keys(a, threads, deterministic, plan);
-  std::sort(plan->items.begin(), plan->items.end(), [&](const WorkItem& x, const WorkItem& y) {
-    return work_cost(a, x) > work_cost(a, y);
-  });
+  order_items(a, plan);
 }
 
 }  // namespace mainboard::cpu

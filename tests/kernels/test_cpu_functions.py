@@ -12,7 +12,17 @@ from torch import Tensor
 
 from mainboard.kernels import library
 
-ISAS = ("amx_fp16", "amx", "avx512_bf16", "avx512_vbmi", "avx512", "avx2", "neon_bf16", "neon", "baseline")
+ISAS = (
+    "amx_fp16",
+    "amx",
+    "avx512_bf16",
+    "avx512_vbmi",
+    "avx512",
+    "avx2",
+    "neon_bf16",
+    "neon",
+    "baseline",
+)
 # Every so many'th float32, a prime so that all low bits come up.
 STEP = 61
 ULP = 2.0**-24  # half a unit in the last place, relative

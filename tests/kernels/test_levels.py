@@ -68,7 +68,9 @@ def limit(isa: str, what: str) -> float:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("isa", ["amx_fp16", "amx", "avx512_bf16", "avx512_vbmi", "avx512", "avx2", "baseline"])
+@pytest.mark.parametrize(
+    "isa", ["amx_fp16", "amx", "avx512_bf16", "avx512_vbmi", "avx512", "avx2", "baseline"]
+)
 def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -> None:
     """Each compiled variant can be forced by name, says so, and agrees with float64."""
     if isa not in usable():
@@ -80,7 +82,18 @@ def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "isa", ["amx_fp16", "amx", "avx512_bf16", "avx512_vbmi", "avx512", "avx2", "neon_bf16", "neon", "baseline"]
+    "isa",
+    [
+        "amx_fp16",
+        "amx",
+        "avx512_bf16",
+        "avx512_vbmi",
+        "avx512",
+        "avx2",
+        "neon_bf16",
+        "neon",
+        "baseline",
+    ],
 )
 def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     """Every call's own kernels are those that were asked for; what AMX cannot do, the next does."""
