@@ -13,6 +13,7 @@ constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
+constexpr int64_t kShortWork = 4096;    // keys that a thread reads before a second item is worth it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -96,10 +97,19 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
   return divide_up(part, kKeyGrain) * kKeyGrain;
 }
 
-void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
+// What an item may cost: a fraction of a thread's share, so that the last thread ends with the
+// others. The first keys of an item are waited for, so one short sequence is split evenly instead.
+int64_t item_budget(const Attention& a, int64_t threads, const std::vector<WorkItem>& items) {
   int64_t total = 0;
-  for (const WorkItem& w : plan->items) total += work_cost(a, w);
-  const int64_t budget = total / (threads * kItemsPerThread) + 1;
+  for (const WorkItem& w : items) total += work_cost(a, w);
+  const int64_t share = total / threads + 1;
+  const bool divides = items.size() == 1 && items[0].kv_heads % threads == 0;
+  if (divides && share <= kShortWork * a.rows_per_read) return share;
+  return total / (threads * kItemsPerThread) + 1;
+}
+
+void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
+  const int64_t budget = item_budget(a, threads, plan->items);
   const int64_t fewest_keys = deterministic ? kFixedKeys : kFewestKeys;
   for (size_t i = 0, given = plan->items.size(); i < given; ++i) {
     if (plan->items[i].kv_heads > 1) split_heads(a, budget, fewest_keys, i, &plan->items);
