@@ -2,6 +2,12 @@
 #pragma once
 
 #include "csrc/cpu/dot.h"
+#include "csrc/cpu/pairs.h"
+
+// With tiles, pairs of bfloat16 are slower than float32 on every processor known so far.
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && !defined(__AMX_BF16__)
+#define MAINBOARD_DECODE_IN_PAIRS
+#endif
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
@@ -64,32 +70,68 @@ inline float soften_row(const Attention& a, DotRow& row, int64_t key, int n, flo
   return keep;
 }
 
-// R rows against one block of keys.
-template <int R, class T>
-inline void attend_rows(const Attention& a, const Block& block, int64_t key, DotRow* row,
-                        const float* q, float* o, float* scores) {
-  float keep[R];
-  dot_scores<R, T>(block, static_cast<int>(a.head_dim), q, scores);
-  for (int r = 0; r < R; ++r) {
-    keep[r] = soften_row<kDotKeys>(a, row[r], key, block.now.keys, scores + r * kDotKeys);
+// How rows are multiplied against keys and values of T: in float32.
+template <class T>
+struct FloatMath {
+  using Query = float;
+  static int64_t query_room(int64_t dim) { return dim; }
+  static int64_t output_room(int64_t dim) { return dim; }
+
+  static void begin(const Attention& a, const char* from, float scale, float* q) {
+    const int dim = static_cast<int>(a.head_dim);
+    widen_row(a.q.dtype, from, q, dim);
+    narrow(q, scale, q, dim);
+    reorder_pairs<T>(q, dim, false);
   }
-  add_values<R, T>(block, scores, keep, o, static_cast<int>(a.value_dim));
+  static void finish(float* o, int dim) { reorder_pairs<T>(o, dim, true); }
+
+  template <int R>
+  static void dot(const Block& block, int dim, const float* q, float, float* scores) {
+    dot_scores<R, T>(block, dim, q, scores);
+  }
+  template <int R>
+  static void add(const Block& block, const float* weights, const float* keep, float* o, int dim) {
+    add_values<R, T>(block, weights, keep, o, dim);
+  }
+};
+
+// The rows of one key head: their queries and outputs lie one behind another.
+template <class Math>
+struct DotRows {
+  DotRow* row;
+  const typename Math::Query* q;
+  float* o;
+  float scale;
+};
+
+// R rows, from the first'th on, against one block of keys.
+template <int R, class Math>
+inline void attend_rows(const Attention& a, const Block& block, int64_t key,
+                        const DotRows<Math>& rows, int first, float* scores) {
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  float keep[R];
+  Math::template dot<R>(block, dim, rows.q + first * Math::query_room(dim), rows.scale, scores);
+  for (int r = 0; r < R; ++r) {
+    keep[r] =
+        soften_row<kDotKeys>(a, rows.row[first + r], key, block.now.keys, scores + r * kDotKeys);
+  }
+  Math::template add<R>(block, scores, keep, rows.o + first * Math::output_room(value_dim),
+                        value_dim);
 }
 
-template <class T>
-inline void attend_block(const Attention& a, Block block, int64_t key, int rows, DotRow* row,
-                         const float* q, float* o, float* scores) {
-  const int64_t dim = a.head_dim, value_dim = a.value_dim;
+template <class Math>
+inline void attend_block(const Attention& a, Block block, int64_t key, int count,
+                         const DotRows<Math>& rows, float* scores) {
   int r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    attend_rows<4, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+  for (; r + 4 <= count; r += 4) {
+    attend_rows<4>(a, block, key, rows, r, scores);
     block.next.keys = 0;  // asked for once
   }
-  for (; r + 2 <= rows; r += 2) {
-    attend_rows<2, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+  for (; r + 2 <= count; r += 2) {
+    attend_rows<2>(a, block, key, rows, r, scores);
     block.next.keys = 0;
   }
-  if (r < rows) attend_rows<1, T>(a, block, key, row + r, q + r * dim, o + r * value_dim, scores);
+  if (r < count) attend_rows<1>(a, block, key, rows, r, scores);
 }
 
 // An item's keys in the order of memory: those of a page, head by head, because the heads of a page
@@ -144,18 +186,20 @@ class KeyWalk {
   const char *k_[2][kMostKeys], *v_[2][kMostKeys];
 };
 
-template <class T>
-inline void attend_keys(const Attention& a, const WorkItem& w, int rows, DotRow* row,
-                        const float* q, float* o, float* scores) {
+template <class Math>
+inline void attend_keys(const Attention& a, const WorkItem& w, int rows, const DotRows<Math>& all,
+                        float* scores) {
   KeyWalk walk(a, w);
   Block block;
   int64_t key = 0, head = 0;
   for (bool more = walk.take(&block.next, &key, &head); more;) {
     block.now = block.next;
     const int64_t first = head * rows, begin = key;
+    const DotRows<Math> one = {all.row + first, all.q + first * Math::query_room(a.head_dim),
+                               all.o + first * Math::output_room(a.value_dim),
+                               score_scale(a, w.kv_head + head)};
     more = walk.take(&block.next, &key, &head);
-    attend_block<T>(a, block, begin, rows, row + first, q + first * a.head_dim,
-                    o + first * a.value_dim, scores);
+    attend_block(a, block, begin, rows, one, scores);
   }
 }
 
@@ -165,47 +209,60 @@ inline bool dot_serves(const Attention& a, const WorkItem& w) {
 }
 
 inline int64_t dot_scratch_floats(const Attention& a) {
-  return kMostRowsReadTogether * (a.head_dim + a.value_dim) + kRowsAtOnce * kDotKeys;
+  constexpr int64_t kMostPadding = 64;  // of a row
+  return kMostRowsReadTogether * (a.head_dim + a.value_dim + 2 * kMostPadding) +
+         kRowsAtOnce * kDotKeys;
 }
 
 // Row r of an item's key head h is its row h * rows + r here.
-inline void begin_dot_rows(const Attention& a, const WorkItem& w, int rows, DotRow* row, float* q) {
-  const int dim = static_cast<int>(a.head_dim);
+template <class Math>
+inline void begin_dot_rows(const Attention& a, const WorkItem& w, int rows, DotRow* row,
+                           typename Math::Query* q) {
   for (int64_t i = 0; i < w.kv_heads * rows; ++i) {
     const int64_t kv = i / rows, r = i % rows;
     const int64_t token = w.query_begin + r / a.group;
     const int64_t head = w.first_head + kv * a.group + r % a.group;
     const int64_t position = token + w.sequence.keys - w.sequence.queries;
-    widen_row(a.q.dtype, a.q.at(w.sequence.query_begin + token, 0, head), q + i * dim, dim);
-    narrow(q + i * dim, score_scale(a, w.kv_head + kv), q + i * dim, dim);
+    Math::begin(a, a.q.at(w.sequence.query_begin + token, 0, head), score_scale(a, w.kv_head + kv),
+                q + i * Math::query_room(a.head_dim));
     row[i] = {kNoPeak, 0.0f, a.alibi_slopes == nullptr ? 0.0f : a.alibi_slopes[head], position,
               visible(a, w, position)};
   }
 }
 
-inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
+template <class Math>
+inline void attend_dotted_in(const Attention& a, const WorkItem& w, float* scratch) {
   const int rows = static_cast<int>((w.query_end - w.query_begin) * a.group);
   const int all = static_cast<int>(w.kv_heads) * rows;
-  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  const int value_dim = static_cast<int>(a.value_dim);
+  const int64_t room = Math::output_room(value_dim);
   float* scores = scratch;  // first, because it is loaded as whole vectors
-  float* q = scores + kRowsAtOnce * kDotKeys;
-  float* o = q + kMostRowsReadTogether * dim;
+  float* o = scores + kRowsAtOnce * kDotKeys;
+  auto* q = reinterpret_cast<typename Math::Query*>(o + all * room);
   DotRow row[kMostRowsReadTogether];
-  begin_dot_rows(a, w, rows, row, q);
-  std::memset(o, 0, sizeof(float) * all * value_dim);
-  with_type(a.k.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for (int r = 0; r < all; ++r) reorder_pairs<T>(q + r * dim, dim, false);
-    attend_keys<T>(a, w, rows, row, q, o, scores);
-    for (int r = 0; r < all; ++r) reorder_pairs<T>(o + r * value_dim, value_dim, true);
-  });
+  begin_dot_rows<Math>(a, w, rows, row, q);
+  std::memset(o, 0, sizeof(float) * all * room);
+  attend_keys<Math>(a, w, rows, {row, q, o, 1.0f}, scores);
   for (int64_t h = 0; h < w.kv_heads; ++h) {
     const WorkItem one = one_head(a, w, h);
     for (int r = 0; r < rows; ++r) {
       const int64_t i = h * rows + r;
-      finish_row(a, one, r, o + i * value_dim, row[i].peak, row[i].sum);
+      Math::finish(o + i * room, value_dim);
+      finish_row(a, one, r, o + i * room, row[i].peak, row[i].sum);
     }
   }
+}
+
+inline void attend_dotted(const Attention& a, const WorkItem& w, float* scratch) {
+  with_type(a.k.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+#if defined(MAINBOARD_DECODE_IN_PAIRS)
+    if constexpr (sizeof(T) <= sizeof(BFloat16) && !std::is_same_v<T, Float16>) {
+      if (pairs_serve(a)) return attend_dotted_in<PairMath<T>>(a, w, scratch);
+    }
+#endif
+    attend_dotted_in<FloatMath<T>>(a, w, scratch);
+  });
 }
 
 }  // namespace mainboard::cpu::MAINBOARD_ISA

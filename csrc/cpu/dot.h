@@ -4,6 +4,7 @@
 // written anywhere. A score is a dot product, reduced across lanes for eight scores at a time.
 #pragma once
 
+#include "csrc/cpu/operands.h"
 #include "csrc/cpu/tile.h"
 
 namespace mainboard::cpu::MAINBOARD_ISA {
@@ -16,115 +17,6 @@ constexpr int kDotScores = 16;  // dot products in flight
 #else
 constexpr int kDotScores = 8;
 #endif
-
-// Two vectors' worth of elements. Which element goes where is the format's choice, and the same for
-// every row, so queries and outputs are kept in that order meanwhile.
-struct VecPair {
-  Vec a, b;
-};
-template <class T>
-inline VecPair load_pair(const T* p) {
-  return {load(p), load(p + kLanes)};
-}
-template <class T>
-constexpr bool kPairInterleaves = false;
-
-#if defined(__AVX2__)
-// A bfloat16 is the upper half of a float32: even elements by a shift, odd ones by a mask, where
-// widening in order would shuffle each.
-template <>
-constexpr bool kPairInterleaves<BFloat16> = true;
-#if defined(__AVX512F__)
-inline VecPair load_pair(const BFloat16* p) {
-  const __m512i raw = _mm512_loadu_si512(p);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16)),
-          _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(0xffff0000)))};
-}
-// One byte less its sign has 128 values: the upper halves of their float32 fit into four registers.
-template <class T>
-struct HalvesOfBytes {
-  alignas(64) uint16_t bits[128];
-  HalvesOfBytes() {
-    for (int i = 0; i < 128; ++i) {
-      const float x = T{static_cast<uint8_t>(i)}.to_float();
-      bits[i] = x == x ? static_cast<uint16_t>(bits_of_float(x) >> 16) : 0x7fc0;
-    }
-  }
-};
-template <class T>
-static const HalvesOfBytes<T> halves_of_bytes;
-
-template <class T>
-inline VecPair look_up_pair(const T* p) {
-  const uint16_t* table = halves_of_bytes<T>.bits;
-  const __m512i byte =
-      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  const __m512i small =
-      _mm512_permutex2var_epi16(_mm512_load_si512(table), byte, _mm512_load_si512(table + 32));
-  const __m512i large =
-      _mm512_permutex2var_epi16(_mm512_load_si512(table + 64), byte, _mm512_load_si512(table + 96));
-  const __mmask32 is_large = _mm512_test_epi16_mask(byte, _mm512_set1_epi16(0x40));
-  const __m512i magnitude = _mm512_mask_mov_epi16(small, is_large, large);
-  // magnitude | (byte << 8 & 0x8000)
-  const __m512i all = _mm512_ternarylogic_epi32(
-      magnitude, _mm512_slli_epi16(byte, 8), _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xf8);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(all, 16)),
-          _mm512_castsi512_ps(_mm512_and_si512(all, _mm512_set1_epi32(0xffff0000)))};
-}
-template <>
-constexpr bool kPairInterleaves<Float8E4M3> = true;
-inline VecPair load_pair(const Float8E4M3* p) { return look_up_pair(p); }
-// Both halves at once, where one by one each would take as many instructions.
-inline VecPair load_pair(const Float8E5M2* p) {
-  const __m512i half = halves_of(p);
-  return {_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
-          _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
-}
-#else
-inline VecPair load_pair(const BFloat16* p) {
-  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)),
-          _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(0xffff0000)))};
-}
-#endif
-#endif
-
-// Puts a row into the order that load_pair gives, or back.
-#if defined(__AVX512F__)
-inline VecPair part_pair(VecPair x) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  return {_mm512_permutex2var_ps(x.a, even, x.b), _mm512_permutex2var_ps(x.a, odd, x.b)};
-}
-inline VecPair join_pair(VecPair x) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  return {_mm512_permutex2var_ps(x.a, low, x.b), _mm512_permutex2var_ps(x.a, high, x.b)};
-}
-#elif defined(__AVX2__)
-inline VecPair part_pair(VecPair x) {
-  auto in_order = [](Vec y) {
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8));
-  };
-  return {in_order(_mm256_shuffle_ps(x.a, x.b, 0x88)), in_order(_mm256_shuffle_ps(x.a, x.b, 0xdd))};
-}
-inline VecPair join_pair(VecPair x) {
-  const Vec low = _mm256_unpacklo_ps(x.a, x.b), high = _mm256_unpackhi_ps(x.a, x.b);
-  return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
-}
-#endif
-template <class T>
-inline void reorder_pairs([[maybe_unused]] float* row, [[maybe_unused]] int dim,
-                          [[maybe_unused]] bool back) {
-#if defined(__AVX2__)
-  if (!kPairInterleaves<T>) return;
-  for (int d = 0; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    const VecPair x = load_pair(row + d), y = back ? join_pair(x) : part_pair(x);
-    store(row + d, y.a);
-    store(row + d + kLanes, y.b);
-  }
-#endif
-}
 
 // The sums of kDotScores vectors, in order.
 #if defined(__AVX512F__)
@@ -249,13 +141,47 @@ struct Block {
   KeyRows now, next;
 };
 
-// Asks for elements [begin, begin + count) of a row, into the second-level cache: the first one has
-// no room for two blocks, and loading into both is slower.
-template <class T>
-inline void prefetch_part(const T* row, int begin, int count) {
+// Asks for Count elements into the second-level cache: the first one has no room for two blocks,
+// and loading into both is slower. Without a loop, whose own instructions took a sixth of the time.
+template <int Count, class T>
+inline void prefetch_part(const T* p) {
   constexpr int kLine = 64 / sizeof(T), kSecondLevel = 2;
-  for (int i = (begin + kLine - 1) / kLine * kLine; i < begin + count; i += kLine) {
-    __builtin_prefetch(row + i, 0, kSecondLevel);
+#pragma GCC unroll 8
+  for (int i = 0; i < Count; i += kLine) __builtin_prefetch(p + i, 0, kSecondLevel);
+}
+
+// The rows of some keys of a block, from the i'th on, and of those that are read after them.
+template <int Keys, class T>
+struct KeyPointers {
+  const T *now[Keys], *next[Keys];
+
+  KeyPointers(const Block& block, int i) {
+    for (int j = 0; j < Keys; ++j) {
+      // Past the last key the last one is repeated; those scores are not read.
+      now[j] = block.now.key<T>(i + j < block.now.keys ? i + j : block.now.keys - 1);
+      next[j] = i + j < block.next.keys ? block.next.key<T>(i + j) : now[j];
+    }
+  }
+  // Asks for Count elements of each row that is read later.
+  template <int Count>
+  void prefetch(int d) const {
+#pragma GCC unroll 16
+    for (int j = 0; j < Keys; ++j) prefetch_part<Count>(next[j] + d);
+  }
+};
+
+// acc[r][j] += q[r] * operand[j] for R rows and kDotScores / R keys.
+template <int R>
+inline void add_products(const VecPair* operand, int dim, const float* q, Vec* acc) {
+  constexpr int kKeys = kDotScores / R;
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const VecPair query = load_pair(q + r * dim);
+    Vec* sum = acc + r * kKeys;
+#pragma GCC unroll 16
+    for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.a, operand[j].a, sum[j]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.b, operand[j].b, sum[j]);
   }
 }
 
@@ -265,34 +191,38 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
   constexpr int kKeys = kDotScores / R;
   const int n = block.now.keys;
   for (int i = 0; i < n; i += kKeys) {
-    const T* key[kKeys];
-    for (int j = 0; j < kKeys; ++j) {
-      // Past the last key the last one is repeated; those scores are not read.
-      key[j] = block.now.key<T>(i + j < n ? i + j : n - 1);
-      if (i + j < block.next.keys) prefetch_part(block.next.key<T>(i + j), 0, dim);
-    }
+    const KeyPointers<kKeys, T> key(block, i);
     Vec acc[kDotScores];
 #pragma GCC unroll 16
     for (int j = 0; j < kDotScores; ++j) acc[j] = zero();
     int d = 0;
-    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-      VecPair operand[kKeys];
+    VecPair operand[kKeys];
+#if defined(__AVX512VBMI__)
+    if constexpr (kLooksUp<T>) {
+      for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
+        Halves halves[kKeys];
+        key.template prefetch<4 * kLanes>(d);
 #pragma GCC unroll 16
-      for (int j = 0; j < kKeys; ++j) operand[j] = load_pair(key[j] + d);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const VecPair query = load_pair(q + r * dim + d);
-        Vec* sum = acc + r * kKeys;
+        for (int j = 0; j < kKeys; ++j) halves[j] = load_halves(key.now[j] + d);
 #pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.a, operand[j].a, sum[j]);
+        for (int j = 0; j < kKeys; ++j) operand[j] = widen_halves(halves[j].low);
+        add_products<R>(operand, dim, q + d, acc);
 #pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) sum[j] = fma(query.b, operand[j].b, sum[j]);
+        for (int j = 0; j < kKeys; ++j) operand[j] = widen_halves(halves[j].high);
+        add_products<R>(operand, dim, q + d + 2 * kLanes, acc);
       }
+    }
+#endif
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+      key.template prefetch<2 * kLanes>(d);
+#pragma GCC unroll 16
+      for (int j = 0; j < kKeys; ++j) operand[j] = load_pair(key.now[j] + d);
+      add_products<R>(operand, dim, q + d, acc);
     }
     if (d < dim) {
       for (int r = 0; r < R; ++r) {
         for (int j = 0; j < kKeys; ++j) {
-          acc[r * kKeys + j] = fma(load(q + r * dim + d), load(key[j] + d), acc[r * kKeys + j]);
+          acc[r * kKeys + j] = fma(load(q + r * dim + d), load(key.now[j] + d), acc[r * kKeys + j]);
         }
       }
     }
@@ -301,6 +231,32 @@ inline void dot_scores(const Block& block, int dim, const float* q, float* score
     put_scores<R>(acc, i % kSet / kKeys, to);
     if (i + kKeys >= n || (i + kKeys) % kSet == 0) order_scores<R>(to);
   }
+}
+
+// N vectors of a row in pairs' order.
+template <int N, class T>
+inline void load_vectors(const T* p, Vec* to) {
+  int j = 0;
+#if defined(__AVX512VBMI__)
+  if constexpr (kLooksUp<T>) {
+#pragma GCC unroll 2
+    for (; j + 4 <= N; j += 4) {
+      const Halves halves = load_halves(p + j * kLanes);
+      const VecPair low = widen_halves(halves.low), high = widen_halves(halves.high);
+      to[j] = low.a;
+      to[j + 1] = low.b;
+      to[j + 2] = high.a;
+      to[j + 3] = high.b;
+    }
+  }
+#endif
+#pragma GCC unroll 8
+  for (; j + 2 <= N; j += 2) {
+    const VecPair pair = load_pair(p + j * kLanes);
+    to[j] = pair.a;
+    to[j + 1] = pair.b;
+  }
+  if constexpr (N % 2 != 0) to[N - 1] = load(p + (N - 1) * kLanes);
 }
 
 // o[r] = o[r] * keep[r] + sum_i weights[r][i] v[i], over NV vectors of the value dimension.
@@ -317,18 +273,9 @@ inline void add_values(const Block& block, int offset, const float* weights, con
   }
   for (int i = 0; i < block.now.keys; ++i) {
     const T* value = block.now.value<T>(i) + offset;
-    if (i < block.next.keys) prefetch_part(block.next.value<T>(i), offset, NV * kLanes);
+    if (i < block.next.keys) prefetch_part<NV * kLanes>(block.next.value<T>(i) + offset);
     Vec operand[NV];
-    if constexpr (NV == 1) {
-      operand[0] = load(value);
-    } else {
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; j += 2) {
-        const VecPair pair = load_pair(value + j * kLanes);
-        operand[j] = pair.a;
-        operand[j + 1] = pair.b;
-      }
-    }
+    load_vectors<NV>(value, operand);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const Vec weight = set1(weights[r * kDotKeys + i]);

@@ -11,7 +11,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 #if defined(__AMX_BF16__)
 // Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
-constexpr int kManyRows = kTileBlockRows;
+constexpr int kManyRows = kTileBlockRows, kRowsPerRead = 64;
 static bool serves(const Attention& a) { return amx_serves(a); }
 static int64_t many_rows_scratch_floats(const Attention& a) {
   const int64_t many = amx_scratch_floats(a), few = few_rows_scratch_floats(a);
@@ -21,7 +21,7 @@ static void attend_many_rows(const Attention& a, const WorkItem& w, float* scrat
   attend_amx(a, w, scratch);
 }
 #else
-constexpr int kManyRows = kBlockRows;
+constexpr int kManyRows = kBlockRows, kRowsPerRead = 8;
 static bool serves(const Attention&) { return true; }
 static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
@@ -111,6 +111,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     MAINBOARD_TEXT(MAINBOARD_ISA),
     kManyRows,
+    kRowsPerRead,
     serves,
     scratch_floats,
     attend,

@@ -41,6 +41,15 @@ bool has_avx512() {
          __builtin_cpu_supports("fma");
 }
 
+// Looking up bytes in a register, since Ice Lake.
+[[maybe_unused]] bool has_avx512_vbmi() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi");
+}
+// Cooper Lake has pairs without such look-ups, and takes the kernels of `avx512`.
+[[maybe_unused]] bool has_avx512_bf16() {
+  return has_avx512_vbmi() && __builtin_cpu_supports("avx512bf16");
+}
+
 // AMX must be there and, on Linux, be asked for: its registers are large, and a process that does
 // not use them does not pay for them.
 [[maybe_unused]] bool has_amx() {
@@ -76,14 +85,13 @@ bool runs_here(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #if defined(MAINBOARD_EMULATED_AMX)
-  if (isa == "amx" || isa == "amx_fp16") {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
-  }
+  if (isa == "amx" || isa == "amx_fp16") return has_avx512_bf16();
 #else
-  if (isa == "amx_fp16") return has_avx512() && has_amx_fp16();
-  if (isa == "amx") return has_avx512() && has_amx();
+  if (isa == "amx_fp16") return has_avx512_bf16() && has_amx_fp16();
+  if (isa == "amx") return has_avx512_bf16() && has_amx();
 #endif
-  if (isa == "avx512_bf16") return has_avx512() && __builtin_cpu_supports("avx512bf16");
+  if (isa == "avx512_bf16") return has_avx512_bf16();
+  if (isa == "avx512_vbmi") return has_avx512_vbmi();
   if (isa == "avx512") return has_avx512();
   // Every processor with AVX2 has F16C; gcc 12 cannot ask for it by name.
   if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

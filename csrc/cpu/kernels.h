@@ -47,6 +47,7 @@ struct Attention {
   int64_t heads = 0, kv_heads = 0;
   int64_t group = 0;  // query heads that one work item takes together; they share a key head
   int64_t head_dim = 0, value_dim = 0;
+  int64_t rows_per_read = 8;  // how many rows' arithmetic on a key takes as long as reading it
   float scale = 1.0f, softcap = 0.0f;
   int64_t left = kUnbounded;            // keys seen before a query's position
   const float* alibi_slopes = nullptr;  // [heads]
@@ -85,7 +86,8 @@ struct Join {
 
 struct Kernels {
   const char* name;
-  int64_t block_rows;  // most queries times group that one work item may hold
+  int64_t block_rows;     // most queries times group that one work item may hold
+  int64_t rows_per_read;  // Attention's
   bool (*serves)(const Attention&);
   int64_t (*scratch_floats)(const Attention&);
   void (*attend)(const Attention&, const WorkItem&, float* scratch);

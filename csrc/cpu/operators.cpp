@@ -33,6 +33,7 @@ void run(Attention a, const Batch& batch, bool deterministic) {
   const Kernels& kernels = kernels_for(a);
   last_ran = kernels.name;
   a.group = heads_together(a, kernels.block_rows);
+  a.rows_per_read = kernels.rows_per_read;
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
   const int64_t items = static_cast<int64_t>(plan.items.size());

@@ -51,6 +51,24 @@ struct SmallFloat {
                              static_cast<int>(exponent) - kBias);
   }
 
+  // The same as the bits of a bfloat16, which holds every number of a byte.
+  static constexpr uint16_t bfloat16(uint32_t bits) {
+    static_assert(E + M < 8 && M <= 7, "its exponents and mantissas fit");
+    const uint32_t exponent = (bits >> M) & kExponentMask;
+    uint32_t mantissa = bits & kMantissaMask;
+    const uint32_t sign = ((bits >> (E + M)) & 1) << 15;
+    const bool top = exponent == kExponentMask;
+    if (top && (Finite ? mantissa == kMantissaMask : mantissa != 0)) return 0x7fc0;
+    if (top && !Finite) return static_cast<uint16_t>(sign | 0x7f80);
+    if (exponent == 0 && mantissa == 0) return static_cast<uint16_t>(sign);
+    uint32_t wide = (exponent == 0 ? 1 : exponent) + 127 - kBias;
+    if (exponent == 0) {
+      for (; mantissa <= kMantissaMask; --wide) mantissa <<= 1;
+      mantissa &= kMantissaMask;
+    }
+    return static_cast<uint16_t>(sign | (wide << 7) | (mantissa << (7 - M)));
+  }
+
   // Nearest, ties to even; overflow goes to infinity, or to NaN where there is none.
   static uint32_t encode(float x) {
     const uint32_t raw = bits_of_float(x);
@@ -79,6 +97,7 @@ struct Float16 {
 
 template <class Derived, class Fmt>
 struct Float8 {
+  using Format = Fmt;
   uint8_t bits;
   struct Table {
     float values[256];
@@ -102,6 +121,15 @@ struct Float8E5M2 : Float8<Float8E5M2, SmallFloat<5, 2, false>> {
 };
 
 struct Int8 {
+  // As SmallFloat's, of 0 to 127.
+  struct Format {
+    static constexpr uint16_t bfloat16(uint32_t value) {
+      uint32_t exponent = 127 + 7;
+      if (value == 0) return 0;
+      for (; value < 128; --exponent) value <<= 1;
+      return static_cast<uint16_t>((exponent << 7) | (value & 0x7f));
+    }
+  };
   int8_t value;
   float to_float() const { return value; }
 };

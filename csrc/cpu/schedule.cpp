@@ -13,6 +13,7 @@ constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
+constexpr int64_t kShortWork = 4096;    // keys that a thread reads before a second item is worth it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -24,9 +25,8 @@ std::string at(const char* name, int64_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
-// Reading a key costs about as much as eight rows of arithmetic on it.
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {
-  return w.kv_heads * std::max<int64_t>(8, (w.query_end - w.query_begin) * a.group);
+  return w.kv_heads * std::max(a.rows_per_read, (w.query_end - w.query_begin) * a.group);
 }
 
 // The keys that some query of the block can see.
@@ -97,10 +97,19 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
   return divide_up(part, kKeyGrain) * kKeyGrain;
 }
 
-void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
+// What an item may cost: a fraction of a thread's share, so that the last thread ends with the
+// others. The first keys of an item are waited for, so one short sequence is split evenly instead.
+int64_t item_budget(const Attention& a, int64_t threads, const std::vector<WorkItem>& items) {
   int64_t total = 0;
-  for (const WorkItem& w : plan->items) total += work_cost(a, w);
-  const int64_t budget = total / (threads * kItemsPerThread) + 1;
+  for (const WorkItem& w : items) total += work_cost(a, w);
+  const int64_t share = total / threads + 1;
+  const bool divides = items.size() == 1 && items[0].kv_heads % threads == 0;
+  if (divides && share <= kShortWork * a.rows_per_read) return share;
+  return total / (threads * kItemsPerThread) + 1;
+}
+
+void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
+  const int64_t budget = item_budget(a, threads, plan->items);
   const int64_t fewest_keys = deterministic ? kFixedKeys : kFewestKeys;
   for (size_t i = 0, given = plan->items.size(); i < given; ++i) {
     if (plan->items[i].kv_heads > 1) split_heads(a, budget, fewest_keys, i, &plan->items);
@@ -147,7 +156,46 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
   for (Join& j : plan->joins) place(j.first);
 }
 
+// Orders the items for threads that each take the next one. Those bound by memory come among those
+// bound by arithmetic, from beginning to end: at any moment as many threads read as must for the
+// reading to be done in time, so that they are in each other's way as little as can be. Of each
+// kind the dearest come first, so that what the last thread does is short.
+void order_items(const Attention& a, Plan* plan) {
+  std::vector<WorkItem>& items = plan->items;
+  const auto dearer = [&](const WorkItem& x, const WorkItem& y) {
+    const bool reads = is_bound_by_memory(a, x);
+    if (reads != is_bound_by_memory(a, y)) return !reads;
+    return work_cost(a, x) > work_cost(a, y);
+  };
+  std::sort(items.begin(), items.end(), dearer);
+  const auto reading = std::partition_point(
+      items.begin(), items.end(), [&](const WorkItem& w) { return !is_bound_by_memory(a, w); });
+  if (reading == items.begin() || reading == items.end()) return;
+  plan->unordered.assign(items.begin(), items.end());
+  const WorkItem* const middle = plan->unordered.data() + (reading - items.begin());
+  const WorkItem* const end = plan->unordered.data() + items.size();
+  const auto sum = [&](const WorkItem* from, const WorkItem* to) {
+    double total = 0.0;
+    for (; from != to; ++from) total += static_cast<double>(work_cost(a, *from));
+    return total;
+  };
+  const double all[] = {sum(plan->unordered.data(), middle), sum(middle, end)};
+  const WorkItem* next[] = {plan->unordered.data(), middle};
+  const WorkItem* const last[] = {middle, end};
+  double taken[] = {0.0, 0.0};
+  for (WorkItem& item : items) {
+    const bool first_is_behind = taken[0] * all[1] <= taken[1] * all[0];
+    const int kind = next[1] == last[1] || (next[0] != last[0] && first_is_behind) ? 0 : 1;
+    taken[kind] += static_cast<double>(work_cost(a, *next[kind]));
+    item = *next[kind]++;
+  }
+}
+
 }  // namespace
+
+bool is_bound_by_memory(const Attention& a, const WorkItem& w) {
+  return (w.query_end - w.query_begin) * a.group <= a.rows_per_read;
+}
 
 int64_t work_cost(const Attention& a, const WorkItem& w) {
   return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
@@ -210,9 +258,7 @@ void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64
     add_blocks(a, read_sequence(batch, i), block_rows, &plan->items);
   }
   split_keys(a, threads, deterministic, plan);
-  std::sort(plan->items.begin(), plan->items.end(), [&](const WorkItem& x, const WorkItem& y) {
-    return work_cost(a, x) > work_cost(a, y);
-  });
+  order_items(a, plan);
 }
 
 }  // namespace mainboard::cpu

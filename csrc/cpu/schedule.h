@@ -22,13 +22,18 @@ struct Batch {
 };
 
 struct Plan {
-  std::vector<WorkItem> items;  // dearest first
+  // Those bound by memory among those bound by arithmetic, in proportion, each kind dearest first.
+  std::vector<WorkItem> items;
   std::vector<Join> joins;
   // What the items with partial results write to. Nothing is written before: the thread that works
   // on an item touches its memory first, so on a machine of several nodes it lies on that thread's.
   std::unique_ptr<float[]> partial;
   int64_t partial_room = 0;
+  std::vector<WorkItem> unordered;  // while planning
 };
+
+// Whether reading an item's keys takes longer than multiplying them.
+bool is_bound_by_memory(const Attention&, const WorkItem&);
 
 // What an item is thought to cost, in keys times rows.
 int64_t work_cost(const Attention&, const WorkItem&);

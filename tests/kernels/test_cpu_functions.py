@@ -12,7 +12,17 @@ from torch import Tensor
 
 from mainboard.kernels import library
 
-ISAS = ("amx_fp16", "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline")
+ISAS = (
+    "amx_fp16",
+    "amx",
+    "avx512_bf16",
+    "avx512_vbmi",
+    "avx512",
+    "avx2",
+    "neon_bf16",
+    "neon",
+    "baseline",
+)
 # Every so many'th float32, a prime so that all low bits come up.
 STEP = 61
 ULP = 2.0**-24  # half a unit in the last place, relative
@@ -166,6 +176,48 @@ def test_softcap_and_alibi_give_the_right_weights(isa: str, dtype: str, tmp_path
     """Scores of any size, capped, biased or both: every weight, small ones too, as in float64."""
     ran = subprocess.run(
         [sys.executable, "-c", WEIGHTS.format(dtype=dtype)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"MAINBOARD_CPU_ISA": isa},
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+BYTES = """
+import torch
+from mainboard.kernels import attention
+
+for stored in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
+    codes = torch.arange(256, dtype=torch.uint8).view(stored)
+    for dtype in (torch.bfloat16, torch.float32):
+        # A sequence of one key for each code, which stands in a place of its own.
+        k, v = torch.zeros(256, 16, 1, 256).to(stored), torch.zeros(256, 16, 1, 256).to(stored)
+        place = torch.arange(256)
+        k[place, 0, 0, place] = codes
+        v[:, 0, 0] = codes
+        one = torch.ones(1)
+        out, lse = attention(
+            torch.ones(256, 1, 256, dtype=dtype), k, v, cu_seqlens_q=torch.arange(257).int(),
+            seqused_k=torch.ones(256).int(), block_table=place[:, None].int(), max_seqlen_q=1,
+            max_seqlen_k=1, softmax_scale=1.0, k_scale=one, v_scale=one, return_lse=True,
+        )
+        want = codes.float()
+        finite = want.isfinite()
+        torch.testing.assert_close(lse[0][finite], want[finite], rtol=0, atol=0)
+        # Where the score is no number or infinite, so is the output.
+        torch.testing.assert_close(
+            out[finite, 0].float(), want.expand(256, 256)[finite], rtol=0, atol=0, equal_nan=True
+        )
+"""
+
+
+@pytest.mark.multiprocess
+def test_every_byte_is_read_as_what_it_means(isa: str, tmp_path: Path) -> None:
+    """Each code of a one-byte cache, as a key and as a value, in decode."""
+    ran = subprocess.run(
+        [sys.executable, "-c", BYTES],
         check=False,
         capture_output=True,
         text=True,

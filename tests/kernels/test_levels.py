@@ -68,7 +68,9 @@ def limit(isa: str, what: str) -> float:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("isa", ["amx_fp16", "amx", "avx512_bf16", "avx512", "avx2", "baseline"])
+@pytest.mark.parametrize(
+    "isa", ["amx_fp16", "amx", "avx512_bf16", "avx512_vbmi", "avx512", "avx2", "baseline"]
+)
 def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -> None:
     """Each compiled variant can be forced by name, says so, and agrees with float64."""
     if isa not in usable():
@@ -80,7 +82,18 @@ def test_forced_instruction_set_is_the_one_that_runs(isa: str, tmp_path: Path) -
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "isa", ["amx_fp16", "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline"]
+    "isa",
+    [
+        "amx_fp16",
+        "amx",
+        "avx512_bf16",
+        "avx512_vbmi",
+        "avx512",
+        "avx2",
+        "neon_bf16",
+        "neon",
+        "baseline",
+    ],
 )
 def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     """Every call's own kernels are those that were asked for; what AMX cannot do, the next does."""
@@ -90,7 +103,7 @@ def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ran = json.loads(done.stdout)
     assert ran["bfloat16"] == [isa]
-    allowed = {isa, "amx", "avx512_bf16", "avx512"} if isa.startswith("amx") else {isa}
+    allowed = {isa, "amx", "avx512_bf16", "avx512_vbmi"} if isa.startswith("amx") else {isa}
     assert {*ran["float16"], *ran["float32"]} <= allowed
 
 
@@ -103,8 +116,8 @@ def test_pairs_of_bfloat16_are_chosen_where_they_are_faster(tmp_path: Path) -> N
     faster = max(rates["pair"]) >= 1.25 * max(rates["fma"])
     done = run(STATUS, tmp_path)
     active = json.loads(done.stdout)["libraries"][0]["active"]
-    assert active == ("avx512_bf16" if faster else "avx512")
-    assert limit("avx512", "pair") == 0.0
+    assert active == ("avx512_bf16" if faster else "avx512_vbmi")
+    assert limit("avx512_vbmi", "pair") == 0.0
 
 
 @pytest.mark.multiprocess

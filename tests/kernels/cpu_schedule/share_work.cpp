@@ -1,9 +1,10 @@
 // Plans the CPU's work for batches read from standard input and says how evenly threads end.
 //
-// One batch a line: threads, heads, kv_heads, rows of a block, sequences, then each sequence's
-// queries and keys. One answer a line: items, joins, the work of the busiest thread over the mean
-// when each thread takes the next item as soon as it is free, the work that no item covers or that
-// two cover, and the allocations of planning the same batch again.
+// One batch a line: threads, heads, kv_heads, rows of a block, rows whose arithmetic takes as long
+// as reading, sequences, then each sequence's queries and keys. One answer a line: items, joins,
+// the work of the busiest thread over the mean when each thread takes the next item as soon as it
+// is free, the time over the least possible one where half of the threads saturate the memory, the
+// work that no item covers or that two cover, and the allocations of planning the same batch again.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -25,9 +26,45 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 using namespace mainboard::cpu;
 
+// How long the items take, over the least time that both the threads and the memory allow: a thread
+// multiplies at speed 1 whatever others do, and `readers` threads together read at that many times
+// speed 1 at most.
+static double time_over_least(const Attention& a, const std::vector<WorkItem>& items,
+                              int64_t threads, double readers) {
+  struct Task {
+    double left;
+    bool reads;
+  };
+  std::vector<Task> running;
+  double now = 0.0, work = 0.0, reading = 0.0;
+  for (const WorkItem& w : items) {
+    work += static_cast<double>(work_cost(a, w));
+    if (is_bound_by_memory(a, w)) reading += static_cast<double>(work_cost(a, w));
+  }
+  size_t next = 0;
+  while (next < items.size() || !running.empty()) {
+    while (next < items.size() && running.size() < static_cast<size_t>(threads)) {
+      const WorkItem& w = items[next++];
+      running.push_back({static_cast<double>(work_cost(a, w)), is_bound_by_memory(a, w)});
+    }
+    const auto together =
+        std::count_if(running.begin(), running.end(), [](const Task& task) { return task.reads; });
+    const double speed = std::min(1.0, readers / std::max<double>(1.0, together));
+    double step = 1e300;
+    for (const Task& t : running) step = std::min(step, t.left / (t.reads ? speed : 1.0));
+    for (Task& t : running) t.left -= step * (t.reads ? speed : 1.0);
+    now += step;
+    running.erase(std::remove_if(running.begin(), running.end(),
+                                 [](const Task& task) { return task.left < 0.5; }),
+                  running.end());
+  }
+  const double least = std::max(work / static_cast<double>(threads), reading / readers);
+  return least == 0.0 ? 1.0 : now / least;
+}
+
 int main() {
-  int64_t threads, heads, kv_heads, block_rows, size;
-  while (std::cin >> threads >> heads >> kv_heads >> block_rows >> size) {
+  int64_t threads, heads, kv_heads, block_rows, rows_per_read, size;
+  while (std::cin >> threads >> heads >> kv_heads >> block_rows >> rows_per_read >> size) {
     std::vector<int32_t> cu_queries{0}, cu_keys{0};
     for (int64_t i = 0; i < size; ++i) {
       int32_t queries, keys;
@@ -40,6 +77,7 @@ int main() {
     a.kv_heads = kv_heads;
     a.head_dim = a.value_dim = 128;
     a.group = heads_together(a, block_rows);
+    a.rows_per_read = rows_per_read;
     Batch batch;
     batch.size = size;
     batch.right = 0;
@@ -76,7 +114,9 @@ int main() {
     }
     const double mean = total / static_cast<double>(threads);
     const double worst = *std::max_element(busy.begin(), busy.end());
-    std::printf("%zu %zu %.6f %.0f %ld\n", plan.items.size(), plan.joins.size(),
-                total == 0.0 ? 1.0 : worst / mean, wrong, again);
+    const double readers = static_cast<double>(std::max<int64_t>(1, threads / 2));
+    std::printf("%zu %zu %.6f %.6f %.0f %ld\n", plan.items.size(), plan.joins.size(),
+                total == 0.0 ? 1.0 : worst / mean, time_over_least(a, plan.items, threads, readers),
+                wrong, again);
   }
 }
