@@ -3,7 +3,7 @@
 //
 // A work item's queries are packed once. Keys and values are packed a chunk at a time, small enough
 // for the second-level cache, and every panel of 32 queries runs through the chunk's blocks while
-// its output stays in the first. All panels' blocks form one stream (amx_step.h).
+// its output stays near. All panels' blocks form one stream (amx_stream.h).
 #pragma once
 
 #include "csrc/cpu/amx_stream.h"
@@ -138,11 +138,25 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
   }
 }
 
+// Packs keys [begin, end) and their values, block by block.
+template <Operands kOperands>
+inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& sizes, int64_t begin,
+                       int64_t end, uint32_t* keys, uint32_t* values) {
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  const char* row[kTileKeys];
+  for (int64_t key = begin; key < end; key += kTileKeys, keys += sizes.k, values += sizes.v) {
+    const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
+    key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
+    pack_keys<kParts<kOperands>>(row, n, dim, keys);
+    key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
+    pack_values<kParts<kOperands>>(row, n, value_dim, values);
+  }
+}
+
 template <Operands kOperands, Form kForm, Score kScore>
 inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
                          float* scratch) {
   const TileSizes sizes(a);
-  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
   float* next = scratch;
   auto take = [&](int64_t floats) {
     float* block = next;
@@ -160,7 +174,7 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
     const char* query[kTilePanel];
     begin_tile_panel(a, w, i * kTilePanel, rows, panel[i], query);
     auto* q = reinterpret_cast<uint32_t*>(take(sizes.q));
-    pack_queries<kParts<kOperands>>(query, dim, q);
+    pack_queries<kParts<kOperands>>(query, static_cast<int>(a.head_dim), q);
     panel[i].q = q;
     panel[i].o = take(sizes.o);
   }
@@ -170,14 +184,7 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
   const int64_t chunk = int64_t{sizes.chunk_blocks} * kTileKeys;
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
-    const char* row[kTileKeys];
-    for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
-      const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
-      key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_keys<kParts<kOperands>>(row, n, dim, keys + b * sizes.k);
-      key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_values<kParts<kOperands>>(row, n, value_dim, values + b * sizes.v);
-    }
+    pack_chunk<kOperands>(a, w, sizes, begin, end, keys, values);
     for (int i = 0; i < panels; ++i) {
       const TilePanel& p = panel[i];
       if (p.any_last < begin || p.any_first >= end) continue;
