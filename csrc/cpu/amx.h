@@ -3,11 +3,10 @@
 //
 // A work item's queries are packed once. Keys and values are packed a chunk at a time, small enough
 // for the second-level cache, and every panel of 32 queries runs through the chunk's blocks while
-// its output stays in the first. All panels' blocks form one stream (amx_step.h).
+// its output stays near. All panels' blocks form one stream (amx_stream.h).
 #pragma once
 
-#include "csrc/cpu/amx_full_pairs.h"
-#include "csrc/cpu/amx_shape.h"
+#include "csrc/cpu/amx_stream.h"
 #include "csrc/cpu/tile.h"
 
 #if defined(__AMX_BF16__)
@@ -18,7 +17,10 @@ constexpr int kTileBlockRows = 1024;
 constexpr int kTilePanels = kTileBlockRows / kTilePanel;
 constexpr int kMostChunkBlocks = 8;
 constexpr int64_t kChunkFloats = 128 * 1024;  // of packed keys and values, at most
-constexpr float kLowest = -3.0e38f;           // reference of a query that has seen no key
+// A longer output is not found in the second-level cache by whoever reads it, so it is written
+// around the caches: what is only written need not be read first.
+constexpr int64_t kStreamedOutput = 2 << 20;
+constexpr float kLowest = -3.0e38f;  // reference of a query that has seen no key
 
 #if defined(MAINBOARD_AMX_FP16)
 constexpr Operands kFloat16Operands = Operands::float16;
@@ -50,138 +52,11 @@ struct TileSizes {
     const int64_t fit = kChunkFloats / (k + v);
     chunk_blocks = static_cast<int>(clamp(fit, 1, kMostChunkBlocks));
   }
-  int64_t total() const {
-    return kTilePanels * (q + o) + chunk_blocks * (k + v) + 2 * (weights + kTileKeys * kTilePanel);
-  }
+  int64_t total() const { return kTilePanels * (q + o) + chunk_blocks * (k + v) + stream(); }
+  int64_t stream() const { return 2 * (kLongestRun * weights + kTileKeys * kTilePanel); }
 };
 
 inline int64_t amx_scratch_floats(const Attention& a) { return TileSizes(a).total(); }
-
-// The stream of steps: each is the next, then the current, then the last one.
-template <Operands kOperands, Score kScore>
-class TileStream {
- public:
-  TileStream(const Attention& a, const ScorePlan& plan, const TileSizes& sizes, float* scratch)
-      : a_(a), plan_(plan), shape_(sizes.shape) {
-    for (int i = 0; i < 3; ++i) {
-      const int slot = i % 2;
-      scores_[slot] = scratch + slot * kTileKeys * kTilePanel;
-      weights_[slot] =
-          reinterpret_cast<uint32_t*>(scratch + 2 * kTileKeys * kTilePanel + slot * sizes.weights);
-    }
-  }
-
-  void push(TilePanel* panel, int64_t key, int depth, const uint32_t* k, const uint32_t* v) {
-    TileStep& next = steps_[count_ % 3];
-    next.panel = panel;
-    next.depth = depth;
-    next.k = k;
-    next.v = v;
-    next.key = key;
-    next.scores = scores_[count_ % 2];
-    next.weights = weights_[count_ % 2];
-    next.shaped = next.moved = next.hidden_low = false;
-    Vec top[2];
-    run(&next, top);
-    const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
-    const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
-                     hide_low_products(plan_.factors, next, top);
-    if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
-      next.shaped = true;
-      shape_exponents(a_, plan_.factors, next, top);
-    } else if (hidden && !low) {
-      hide_products<kScore>(plan_.factors, next, top);
-    } else if (kLate<kOperands, kScore> && !hidden) {
-      if (!panel->begun) find_peaks<kScore>(plan_.factors, next, top);
-    }
-    if (!kLate<kOperands, kScore> || !panel->begun || next.shaped || hidden) {
-      follow_peak<kOperands>(next, top);
-      panel->begun = true;
-    }
-    if (kLate<kOperands, kScore> && kScore == Score::linear) follow_rise(next);
-    ++count_;
-  }
-
-  // Runs what is still under way.
-  void drain() {
-    if (count_ == 0) return;
-    Vec no_peaks[2];  // nothing comes next
-    run(nullptr, no_peaks);
-    MAINBOARD_TILE_FENCE;
-    for (int c = 0; c < shape_.columns; c += 2) {
-      multiply_values<kOperands>(shape_, *now(), c, NoSlice());
-    }
-    MAINBOARD_TILE_FENCE;
-    count_ = 0;
-  }
-
- private:
-  TileStep* now() { return count_ < 1 ? nullptr : &steps_[(count_ - 1) % 3]; }
-  TileStep* before() { return count_ < 2 ? nullptr : &steps_[(count_ - 2) % 3]; }
-
-  void run(const TileStep* next, Vec* top) {
-    if (now() == nullptr) {
-      MAINBOARD_TILE_FENCE;
-      for (int i = 0; i < next->depth; ++i) multiply_keys<kOperands>(shape_, *next, i, NoSlice());
-      if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
-      return;
-    }
-    if (now()->shaped) {
-      if (!run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, now(), before(),
-                                                     top)) {
-        soften_again<kOperands, Score::plain>(plan_.factors, *now());
-      }
-    } else if (!run_unshaped(next, top)) {
-      if (now()->hidden_low) {
-        shape_low(plan_.factors, *now());
-        soften_again<kOperands, Score::plain>(plan_.factors, *now());
-      } else {
-        soften_again<kOperands, kScore>(plan_.factors, *now());
-      }
-    }
-    if (now()->moved) keep_output(*now(), shape_);
-  }
-
-  // The current step, whose scores are not shaped. Under a softcap most scores are low, and only a
-  // block that shows otherwise makes the next few be taken as high.
-  bool run_unshaped(const TileStep* next, Vec* top) {
-    if constexpr (kScore == Score::capped && kLate<kOperands, kScore>) {
-      constexpr int kTakenAsHigh = 8;
-      if (taken_as_high_ == 0 || now()->hidden_low) {
-        const bool low = run_as<Score::low>(next, top);
-        if (!low) taken_as_high_ = kTakenAsHigh;
-        return low;
-      }
-      --taken_as_high_;
-    }
-    return run_as<kScore>(next, top);
-  }
-
-  template <Score kNow>
-  bool run_as(const TileStep* next, Vec* top) {
-    if constexpr (kLate<kOperands, kScore>) {
-      if (next != nullptr && before() != nullptr && shape_.steps == kFullShape.steps &&
-          shape_.columns == kFullShape.columns &&
-          next->depth + now()->depth + before()->depth == 3 * kWeightDepth) {
-        if constexpr (kOperands == Operands::pairs) {
-          return run_full_pairs<kNow>(plan_.factors, *next, *now(), *before());
-        } else {
-          return run_full_step<kOperands, kNow>(plan_.factors, *next, *now(), *before());
-        }
-      }
-    }
-    return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, now(), before(), top);
-  }
-
-  const Attention& a_;
-  const ScorePlan& plan_;
-  const TileShape shape_;
-  TileStep steps_[3];
-  float* scores_[2];
-  uint32_t* weights_[2];
-  int64_t count_ = 0;
-  int taken_as_high_ = 0;  // blocks to come
-};
 
 // Everything of a panel but its queries and outputs; `query` gets its rows.
 inline void begin_tile_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
@@ -189,6 +64,7 @@ inline void begin_tile_panel(const Attention& a, const WorkItem& w, int64_t row,
   const int64_t shift = w.sequence.keys - w.sequence.queries;
   int64_t token = w.query_begin + row / a.group, head = row % a.group;
   p.begun = false;
+  p.fresh = true;
   p.any_first = p.all_last = INT32_MAX;
   p.any_last = p.all_first = INT32_MIN;
   for (int lane = 0; lane < kTilePanel; ++lane) {
@@ -217,6 +93,8 @@ inline void begin_tile_panel(const Attention& a, const WorkItem& w, int64_t row,
 inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row, int n,
                               const TilePanel& p) {
   const int dim = static_cast<int>(a.value_dim);
+  const int64_t bytes = w.sequence.queries * a.heads * dim * size_of(a.out.dtype);
+  const bool streamed = w.partial == nullptr && bytes >= kStreamedOutput;
   for (int half = 0; half * kTile < n; ++half) {
     const int lanes = n - half * kTile < kTile ? n - half * kTile : kTile;
     char* to[kTile];
@@ -249,7 +127,7 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
     }
     const __mmask16 some = _mm512_cmp_ps_mask(sum, zero(), _CMP_NEQ_UQ);
     store_outputs(p.o + half * kTile, _mm512_maskz_div_ps(some, factor, sum), dim,
-                  w.partial != nullptr ? DType::f32 : a.out.dtype, to, lanes);
+                  w.partial != nullptr ? DType::f32 : a.out.dtype, streamed, to, lanes);
     if (w.partial == nullptr && a.lse == nullptr) continue;
     float sums[kTile], references[kTile];
     store(sums, sum);
@@ -260,18 +138,32 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
   }
 }
 
-template <Operands kOperands, Score kScore>
+// Packs keys [begin, end) and their values, block by block.
+template <Operands kOperands>
+inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& sizes, int64_t begin,
+                       int64_t end, uint32_t* keys, uint32_t* values) {
+  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
+  const char* row[kTileKeys];
+  for (int64_t key = begin; key < end; key += kTileKeys, keys += sizes.k, values += sizes.v) {
+    const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
+    key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
+    pack_keys<kParts<kOperands>>(row, n, dim, keys);
+    key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
+    pack_values<kParts<kOperands>>(row, n, value_dim, values);
+  }
+}
+
+template <Operands kOperands, Form kForm, Score kScore>
 inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
                          float* scratch) {
   const TileSizes sizes(a);
-  const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
   float* next = scratch;
   auto take = [&](int64_t floats) {
     float* block = next;
     next += floats;
     return block;
   };
-  float* stream_memory = take(2 * (sizes.weights + kTileKeys * kTilePanel));
+  float* stream_memory = take(sizes.stream());
   auto* keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.k));
   auto* values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.v));
 
@@ -282,32 +174,28 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
     const char* query[kTilePanel];
     begin_tile_panel(a, w, i * kTilePanel, rows, panel[i], query);
     auto* q = reinterpret_cast<uint32_t*>(take(sizes.q));
-    pack_queries<kParts<kOperands>>(query, dim, q);
+    pack_queries<kParts<kOperands>>(query, static_cast<int>(a.head_dim), q);
     panel[i].q = q;
     panel[i].o = take(sizes.o);
-    std::memset(panel[i].o, 0, sizeof(float) * sizes.o);
   }
 
   const TileSession session;
-  TileStream<kOperands, kScore> stream(a, plan, sizes, stream_memory);
+  TileStream<kOperands, kForm, kScore> stream(a, plan, sizes.shape, sizes.weights, stream_memory);
   const int64_t chunk = int64_t{sizes.chunk_blocks} * kTileKeys;
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
-    const char* row[kTileKeys];
-    for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
-      const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
-      key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_keys<kParts<kOperands>>(row, n, dim, keys + b * sizes.k);
-      key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
-      pack_values<kParts<kOperands>>(row, n, value_dim, values + b * sizes.v);
-    }
+    pack_chunk<kOperands>(a, w, sizes, begin, end, keys, values);
     for (int i = 0; i < panels; ++i) {
-      for (int64_t key = begin, b = 0; key < end; key += kTileKeys, ++b) {
-        if (panel[i].any_last < key || panel[i].any_first >= key + kTileKeys) continue;
+      const TilePanel& p = panel[i];
+      if (p.any_last < begin || p.any_first >= end) continue;
+      const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
+      const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
+      for (int64_t b = first; b <= last; ++b) {
+        const int64_t key = begin + b * kTileKeys;
         // Half a block where the panel sees only that.
-        const int skip = panel[i].any_first >= key + kTileDims ? 1 : 0;
-        const int depth = (panel[i].any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
-        stream.push(&panel[i], key + skip * kTileDims, depth,
+        const int skip = p.any_first >= key + kTileDims ? 1 : 0;
+        const int depth = (p.any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
+        stream.push(&panel[i], key + skip * kTileDims, depth, static_cast<int>(last - b) + 1,
                     keys + b * sizes.k + skip * 2 * sizes.shape.steps * kTileWords,
                     values + b * sizes.v + skip * kTileWords);
       }
@@ -316,31 +204,49 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
   }
   for (int i = 0; i < panels; ++i) {
     const int64_t left = rows - i * kTilePanel;
+    if (panel[i].fresh) std::memset(panel[i].o, 0, sizeof(float) * sizes.o);
     finish_tile_panel(a, w, i * kTilePanel, static_cast<int>(left < kTilePanel ? left : kTilePanel),
                       panel[i]);
   }
+  _mm_sfence();  // what was written around the caches comes before what is written next
 }
 
-template <Operands kOperands>
+template <Operands kOperands, Form kForm>
 inline void attend_scored(const Attention& a, const WorkItem& w, float* scratch) {
   const ScorePlan plan(a, w);
   switch (plan.score) {
     case Score::plain:
-      return attend_tiles<kOperands, Score::plain>(a, w, plan, scratch);
+      return attend_tiles<kOperands, kForm, Score::plain>(a, w, plan, scratch);
     case Score::linear:
-      return attend_tiles<kOperands, Score::linear>(a, w, plan, scratch);
+      return attend_tiles<kOperands, kForm, Score::linear>(a, w, plan, scratch);
     case Score::capped:
     case Score::low:
-      return attend_tiles<kOperands, Score::capped>(a, w, plan, scratch);
+      return attend_tiles<kOperands, kForm, Score::capped>(a, w, plan, scratch);
+  }
+}
+
+template <Operands kOperands>
+inline void attend_formed(const Attention& a, const WorkItem& w, float* scratch) {
+  bool shared;
+  {
+    const TileSession session;
+    shared = core_is_shared();
+  }
+  if (shared) {
+    attend_scored<kOperands, Form::shared>(a, w, scratch);
+  } else {
+    attend_scored<kOperands, Form::alone>(a, w, scratch);
   }
 }
 
 // Attends one work item of at most kTileBlockRows rows.
 inline void attend_amx(const Attention& a, const WorkItem& w, float* scratch) {
-  if (a.q.dtype == DType::f16) {
-    attend_scored<kFloat16Operands>(a, w, scratch);
+  if (a.q.dtype == DType::bf16) {
+    attend_formed<Operands::bfloat16>(a, w, scratch);
+  } else if constexpr (kFloat16Operands == Operands::pairs) {
+    attend_scored<Operands::pairs, Form::alone>(a, w, scratch);  // of four tiles in any case
   } else {
-    attend_scored<Operands::bfloat16>(a, w, scratch);
+    attend_formed<kFloat16Operands>(a, w, scratch);
   }
 }
 

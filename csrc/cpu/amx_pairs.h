@@ -63,45 +63,6 @@ MAINBOARD_INLINE void multiply_parts(const uint32_t* left, int left_lower, const
 #undef MAINBOARD_MULTIPLY_BOTH
 }
 
-// The scores of keys [32 pair, 32 pair + 32) of a block.
-template <class Slice>
-MAINBOARD_INLINE void multiply_key_pairs(const TileShape& shape, const TileStep& s, int pair,
-                                         Slice&& slice) {
-  const int steps = shape.steps;
-  for (int tile = 2 * pair; tile < 2 * pair + 2; ++tile) {
-    const uint32_t *k = s.k + tile * steps * kTileWords, *q = s.panel->q;
-    float* to = s.scores + tile * kTile * kTilePanel;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
-      multiply_parts<true>(k, kTileKeys / kTile * steps * kTileWords,
-                           {q, kTileWords, 2 * steps * kTileWords}, slice);
-    }
-    _tile_stored(0, to, kPanelStride);
-    _tile_stored(1, to + kTile, kPanelStride);
-  }
-  MAINBOARD_TILE_FENCE;
-}
-
-// o += v p for 32 elements of the values.
-template <class Slice>
-MAINBOARD_INLINE void multiply_value_pairs(const TileShape& shape, const TileStep& s, int column,
-                                           Slice&& slice) {
-  constexpr int kDepth = kWeightDepth;
-  for (int c = column; c < column + 2; ++c) {
-    const uint32_t *v = s.v + c * kDepth * kTileWords, *p = s.weights;
-    float* o = s.panel->o + c * kTile * kTilePanel;
-    _tile_loadd(0, o, kPanelStride);
-    _tile_loadd(1, o + kTile, kPanelStride);
-    for (int depth = 0; depth < s.depth; ++depth, v += kTileWords, p += kTileWords) {
-      multiply_parts<false>(v, shape.columns * kDepth * kTileWords,
-                            {p, kDepth * kTileWords, 2 * kDepth * kTileWords}, slice);
-    }
-    _tile_stored(0, o, kPanelStride);
-    _tile_stored(1, o + kTile, kPanelStride);
-  }
-}
-
 }  // namespace mainboard::cpu::MAINBOARD_ISA
 
 #endif  // __AMX_BF16__

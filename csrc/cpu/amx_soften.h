@@ -39,12 +39,14 @@ struct TilePanel {
   int32_t first[kTilePanel], last[kTilePanel];  // keys that each query sees
   int32_t any_first, any_last, all_first, all_last;
   bool begun;  // `reference` comes from scores
+  bool fresh;  // nothing was added to `o` yet, which may hold anything
 };
 
 // A panel against a block of 64 keys, or of 32 where it sees no more.
 struct TileStep {
   TilePanel* panel = nullptr;
   int depth;  // in tiles of 32 keys
+  int left;   // blocks of the panel that come in one row, this one included
   const uint32_t *k, *v;
   int64_t key;
   bool shaped;      // the scores are exponents already
@@ -270,9 +272,8 @@ __attribute__((noinline)) void soften_again(const ScoreFactors& f, TileStep& s) 
   soft.finish(*s.panel);
 }
 
-inline void keep_output(const TileStep& s, const TileShape& shape) {
-  const Vec low = load(s.keep), high = load(s.keep + kTile);
-  float* o = s.panel->o;
+inline void keep_output(float* o, const float* keep, const TileShape& shape) {
+  const Vec low = load(keep), high = load(keep + kTile);
   for (int r = 0; r < shape.columns * kTile; ++r, o += kTilePanel) {
     store(o, load(o) * low);
     store(o + kTile, load(o + kTile) * high);

@@ -16,6 +16,7 @@ constexpr int kTileDims = 32;   // bfloat16 in one row
 constexpr int kTileWords = kTile * kTile;
 constexpr int kTilePanel = 2 * kTile;                // queries that go together
 constexpr int kTileKeys = 64;                        // keys that go together
+constexpr int kKeyTiles = kTileKeys / kTile;         // their tiles along the keys
 constexpr int kWeightDepth = kTileKeys / kTileDims;  // their tiles of weights
 
 // What tiles hold: the elements as they are, or each float16 as a pair of bfloat16.
@@ -258,12 +259,13 @@ inline void pack_values(const char* const* value, int n, int dim, uint32_t* to) 
 }
 
 // Sixteen columns of a panel's output, times their weights, as rows of the output's type.
-// `row` names 16 places; the first `n` are written.
-inline void store_outputs(const float* o, Vec weight, int dim, DType dtype, char* const* row,
-                          int n) {
+// `row` names 16 places; the first `n` are written, around the caches where that is asked for.
+inline void store_outputs(const float* o, Vec weight, int dim, DType dtype, bool streamed,
+                          char* const* row, int n) {
   const __m512i order = _mm512_load_si512(kInterleave);
   const bool wide = dtype == DType::f32;
   const int elements = wide ? kTile : kTileDims;  // of 64 bytes
+  for (int i = 0; i < n; ++i) streamed &= reinterpret_cast<uintptr_t>(row[i]) % kTileBytes == 0;
   for (int d = 0; d < dim; d += elements) {
     __m512i word[kTile];
     for (int i = 0; i < kTile; ++i) {
@@ -280,7 +282,14 @@ inline void store_outputs(const float* o, Vec weight, int dim, DType dtype, char
     transpose_words(word);
     const int left = dim - d, size = wide ? 4 : 2;
     const uint64_t mask = left >= elements ? ~uint64_t{0} : (uint64_t{1} << left * size) - 1;
-    for (int i = 0; i < n; ++i) _mm512_mask_storeu_epi8(row[i] + d * size, mask, word[i]);
+    for (int i = 0; i < n; ++i) {
+      char* to = row[i] + d * size;
+      if (streamed && left >= elements) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), word[i]);
+      } else {
+        _mm512_mask_storeu_epi8(to, mask, word[i]);
+      }
+    }
   }
 }
 

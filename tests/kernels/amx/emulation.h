@@ -63,7 +63,15 @@ inline void multiply_add(int c, int a, int b) {
   }
 }
 
+// Which form of the products runs: each in turn.
+inline bool core_is_shared() {
+  thread_local bool shared = false;
+  return shared = !shared;
+}
+
 }  // namespace amx_emulation
+
+#define MAINBOARD_CORE_IS_SHARED() amx_emulation::core_is_shared()
 
 // The compiler's own names are macros too.
 #undef _tile_loadconfig

@@ -1,0 +1,196 @@
+// The stream of blocks of an AMX work item: what each step does, and what goes between steps.
+#pragma once
+
+#include "csrc/cpu/amx_shape.h"
+#include "csrc/cpu/amx_step.h"
+
+#if defined(__AMX_BF16__)
+
+namespace mainboard::cpu::MAINBOARD_ISA {
+
+// Blocks of all panels, one after another: each is the next, then the current one, then part of a
+// run whose values are added.
+template <Operands kOperands, Form kForm, Score kScore>
+class TileStream {
+  static constexpr int kRun = kMostRun<kForm>;
+
+ public:
+  TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
+             int64_t weight_words, float* scratch)
+      : a_(a), plan_(plan), shape_(shape), weight_words_(weight_words) {
+    scores_[0] = scratch;
+    scores_[1] = scratch + kTileKeys * kTilePanel;
+    weights_ = reinterpret_cast<uint32_t*>(scratch + 2 * kTileKeys * kTilePanel);
+  }
+
+  // A panel's next block; with it, `left` blocks come before those of another panel.
+  void push(TilePanel* panel, int64_t key, int depth, int left, const uint32_t* k,
+            const uint32_t* v) {
+    TileStep& next = steps_[count_ % 2];
+    next.panel = panel;
+    next.depth = depth;
+    next.left = left;
+    next.k = k;
+    next.v = v;
+    next.key = key;
+    next.scores = scores_[count_ % 2];
+    next.weights = weights_ + count_ % (2 * kRun) * weight_words_;
+    next.shaped = next.moved = next.hidden_low = false;
+    Vec top[2];
+    run(&next, top);
+    const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
+    const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
+                     hide_low_products(plan_.factors, next, top);
+    if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
+      next.shaped = true;
+      shape_exponents(a_, plan_.factors, next, top);
+    } else if (hidden && !low) {
+      hide_products<kScore>(plan_.factors, next, top);
+    } else if (kLate<kOperands, kScore> && !hidden) {
+      if (!panel->begun) find_peaks<kScore>(plan_.factors, next, top);
+    }
+    if (!kLate<kOperands, kScore> || !panel->begun || next.shaped || hidden) {
+      follow_peak<kOperands>(next, top);
+      panel->begun = true;
+    }
+    if (kLate<kOperands, kScore> && kScore == Score::linear) follow_rise(next);
+    if (next.moved && filling().blocks > 0) close();
+    ++count_;
+  }
+
+  // Runs what is still under way.
+  void drain() {
+    if (count_ == 0) return;
+    Vec no_peaks[2];  // nothing comes next
+    run(nullptr, no_peaks);
+    add_rest();
+    count_ = 0;
+  }
+
+ private:
+  void run(const TileStep* next, Vec* top) {
+    if (count_ == 0) {
+      MAINBOARD_TILE_FENCE;
+      multiply_keys<kOperands, kForm>(shape_, *next, next->depth, NoSlice());
+      if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
+      return;
+    }
+    TileStep& now = steps_[(count_ - 1) % 2];
+    if (filling().blocks == 0) planned_ = even_share(now.left);
+    // The columns of the run before end with the blocks of this one, in pairs.
+    const int pairs = shape_.columns / 2;
+    const int until = added().blocks == 0 ? 0
+                      : kRun == 1         ? shape_.columns
+                                          : 2 * (pairs * (filling().blocks + 1) / planned_);
+    if (until > 0 && added().column == 0) begin_values();
+    if (now.shaped) {
+      if (!run_step<kOperands, kForm, Score::plain, kScore>(shape_, plan_.factors, next, &now,
+                                                            added(), until, top)) {
+        soften_again<kOperands, Score::plain>(plan_.factors, now);
+      }
+    } else if (!run_unshaped(next, now, until, top)) {
+      if (now.hidden_low) {
+        shape_low(plan_.factors, now);
+        soften_again<kOperands, Score::plain>(plan_.factors, now);
+      } else {
+        soften_again<kOperands, kScore>(plan_.factors, now);
+      }
+    }
+    if (now.moved && filling().blocks > 0) {
+      close();
+      planned_ = even_share(now.left);
+    }
+    fill(now);
+  }
+
+  // The current step, whose scores are not shaped. Under a softcap most scores are low, and only a
+  // block that shows otherwise makes the next few be taken as high.
+  bool run_unshaped(const TileStep* next, const TileStep& now, int until, Vec* top) {
+    if constexpr (kScore == Score::capped && kLate<kOperands, kScore>) {
+      constexpr int kTakenAsHigh = 8;
+      if (taken_as_high_ == 0 || now.hidden_low) {
+        const bool low = run_as<Score::low>(next, now, until, top);
+        if (!low) taken_as_high_ = kTakenAsHigh;
+        return low;
+      }
+      --taken_as_high_;
+    }
+    return run_as<kScore>(next, now, until, top);
+  }
+
+  template <Score kNow>
+  bool run_as(const TileStep* next, const TileStep& now, int until, Vec* top) {
+    if constexpr (kForm == Form::alone && kLate<kOperands, kScore>) {
+      if (next != nullptr && added().blocks > 0 && shape_.steps == kFullShape.steps &&
+          shape_.columns == kFullShape.columns &&
+          next->depth + now.depth + added().depth[0] == 3 * kWeightDepth) {
+        return run_step<kOperands, kForm, kNow, kScore, true>(shape_, plan_.factors, next, &now,
+                                                              added(), until, top);
+      }
+    }
+    return run_step<kOperands, kForm, kNow, kScore>(shape_, plan_.factors, next, &now, added(),
+                                                    until, top);
+  }
+
+  // How many of `left` blocks go together so that the runs of a row are about as long.
+  static int even_share(int left) {
+    if (kRun == 1) return 1;
+    const int runs = (left + kRun - 1) / kRun;
+    return (left + runs - 1) / runs;
+  }
+
+  // A block that has its weights becomes part of a run; one whose reference moved begins it.
+  void fill(const TileStep& s) {
+    TileRun& run = filling();
+    if (run.blocks == 0) {
+      run.panel = s.panel;
+      run.moved = s.moved;
+      if (s.moved) std::memcpy(run.keep, s.keep, sizeof run.keep);
+    }
+    run.depth[run.blocks] = s.depth;
+    run.v[run.blocks] = s.v;
+    run.weights[run.blocks] = s.weights;
+    if (++run.blocks == planned_) close();
+  }
+  // The values of the run that was filled come next.
+  void close() {
+    add_rest();
+    filling_ ^= 1;
+    added().column = filling().blocks = 0;
+  }
+  void begin_values() {
+    TileRun& run = added();
+    run.fresh = run.panel->fresh;
+    if (run.moved && !run.fresh) keep_output(run.panel->o, run.keep, shape_);
+    run.panel->fresh = false;
+  }
+  void add_rest() {
+    TileRun& run = added();
+    if (run.blocks == 0) return;
+    if (run.column == 0) begin_values();
+    MAINBOARD_TILE_FENCE;
+    multiply_values<kOperands, kForm>(shape_, run, run.depth[0], shape_.columns, NoSlice());
+    MAINBOARD_TILE_FENCE;
+    run.blocks = 0;
+  }
+
+  TileRun& filling() { return runs_[filling_]; }
+  TileRun& added() { return runs_[filling_ ^ 1]; }
+
+  const Attention& a_;
+  const ScorePlan& plan_;
+  const TileShape shape_;
+  const int64_t weight_words_;
+  TileStep steps_[2];
+  TileRun runs_[2];
+  int filling_ = 0;
+  int planned_ = 0;        // blocks of the run that is filled
+  int taken_as_high_ = 0;  // blocks to come
+  float* scores_[2];
+  uint32_t* weights_;
+  int64_t count_ = 0;
+};
+
+}  // namespace mainboard::cpu::MAINBOARD_ISA
+
+#endif  // __AMX_BF16__
