@@ -41,6 +41,11 @@ bool has_avx512() {
          __builtin_cpu_supports("fma");
 }
 
+// Looking up bytes in a register, which every processor with AMX has.
+[[maybe_unused]] bool has_avx512_vbmi() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi");
+}
+
 // AMX must be there and, on Linux, be asked for: its registers are large, and a process that does
 // not use them does not pay for them.
 [[maybe_unused]] bool has_amx() {
@@ -77,11 +82,11 @@ bool runs_here(const std::string& isa) {
   __builtin_cpu_init();
 #if defined(MAINBOARD_EMULATED_AMX)
   if (isa == "amx" || isa == "amx_fp16") {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return has_avx512_vbmi() && __builtin_cpu_supports("avx512bf16");
   }
 #else
-  if (isa == "amx_fp16") return has_avx512() && has_amx_fp16();
-  if (isa == "amx") return has_avx512() && has_amx();
+  if (isa == "amx_fp16") return has_avx512_vbmi() && has_amx_fp16();
+  if (isa == "amx") return has_avx512_vbmi() && has_amx();
 #endif
   if (isa == "avx512_bf16") return has_avx512() && __builtin_cpu_supports("avx512bf16");
   if (isa == "avx512") return has_avx512();
