@@ -160,4 +160,4 @@ def test_rising_scores(emulated_library: Path, tmp_path: Path, isa: str, dtype: 
 def test_few_rows(emulated_library: Path, tmp_path: Path, cache: str) -> None:
     """Decode and verification run on tiles, and agree with float64 over each stored type."""
     check = CHECK.format(path=str(emulated_library), isa="amx")
-    run(check + FEW.format(cache_dtype=cache, fewest=3), "amx", tmp_path)
+    run(check + FEW.format(cache_dtype=cache, fewest=9 if "int8" in cache else 3), "amx", tmp_path)
