@@ -10,15 +10,33 @@
 namespace mainboard::cpu::MAINBOARD_ISA {
 
 #if defined(__AMX_BF16__)
-// Matrix tiles hold bfloat16 only; the next set serves what is not made of it.
+// Matrix tiles hold bfloat16 only; the next set serves what is not made of it, but for few rows
+// against keys of one byte, which become bfloat16 at little cost.
 constexpr int kManyRows = kTileBlockRows, kRowsPerRead = 64;
-static bool serves(const Attention& a) { return amx_serves(a); }
+static bool few_rows_of_bytes(const Attention& a) {
+  return few_rows_hold(a) && size_of(a.k.dtype) == 1 && a.heads <= kBlockRows * a.kv_heads;
+}
+static bool serves(const Attention& a) { return amx_serves(a) || few_rows_of_bytes(a); }
 static int64_t many_rows_scratch_floats(const Attention& a) {
-  const int64_t many = amx_scratch_floats(a), few = few_rows_scratch_floats(a);
+  const int64_t many = amx_serves(a) ? amx_scratch_floats(a) : tile_scratch_floats(a);
+  const int64_t few = few_rows_scratch_floats(a);
   return many > few ? many : few;
 }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
-  attend_amx(a, w, scratch);
+  if (amx_serves(a)) return attend_amx(a, w, scratch);
+  // Vectors take fewer rows at a time than tiles, for which the item was made.
+  WorkItem piece = w;
+  const int64_t most = kBlockRows / a.group;
+  for (int64_t begin = w.query_begin; begin < w.query_end; begin += most) {
+    piece.query_begin = begin;
+    piece.query_end = clamp(begin + most, 0, w.query_end);
+    const int64_t position = piece.query_end - 1 + w.sequence.keys - w.sequence.queries;
+    piece.key_end = clamp(visible(a, w, position).last + 1, w.key_begin, w.key_end);
+    attend_tiled(a, piece, scratch);
+    if (piece.partial != nullptr) {
+      piece.partial += (piece.query_end - begin) * a.group * (a.value_dim + 1);
+    }
+  }
 }
 #else
 constexpr int kManyRows = kBlockRows, kRowsPerRead = 8;
@@ -36,23 +54,20 @@ static int64_t scratch_floats(const Attention& a) {
 
 static bool dot_is_best(const Attention& a, const WorkItem& w) {
 #if defined(__AMX_BF16__)
-  constexpr int64_t kFewest = 9;  // rows that fill enough of a tile
+  // Rows that fill enough of a tile; converting int8 takes longer than multiplying few of them.
+  const int64_t fewest = a.k.dtype == DType::i8 ? 9 : 3;
   const int64_t rows = (w.query_end - w.query_begin) * a.group;
-  if (rows >= kFewest && few_rows_serve(a, w)) return false;
+  if (rows >= fewest && few_rows_serve(a, w)) return false;
 #endif
   return dot_serves(a, w);
 }
 
-static void attend_head(const Attention& a, const WorkItem& w, float* scratch) {
+static void attend(const Attention& a, const WorkItem& w, float* scratch) {
+  if (dot_is_best(a, w)) return attend_dotted(a, w, scratch);
 #if defined(__AMX_BF16__)
   if (few_rows_serve(a, w)) return attend_few_rows(a, w, scratch);
 #endif
-  attend_many_rows(a, w, scratch);
-}
-
-static void attend(const Attention& a, const WorkItem& w, float* scratch) {
-  if (dot_is_best(a, w)) return attend_dotted(a, w, scratch);
-  for (int64_t i = 0; i < w.kv_heads; ++i) attend_head(a, one_head(a, w, i), scratch);
+  for (int64_t i = 0; i < w.kv_heads; ++i) attend_many_rows(a, one_head(a, w, i), scratch);
 }
 
 // out = sum_p in[p] exp(lse[p]) / sum_p exp(lse[p]). A part whose log-sum-exp is -inf is not read.

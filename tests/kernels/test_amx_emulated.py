@@ -71,6 +71,47 @@ for options in ({{}}, {{"window": (100, -1)}}, {{"softcap": 200.0}}, {{"alibi": 
         assert error <= (2.8e-3 if case.dtype is torch.bfloat16 else 3e-4), (options, factor, error)
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 """
+FEW = """
+# Few query rows: each way to fill a tile, each stored type, each way to make scores.
+import ctypes
+
+products = ctypes.CDLL(library.libraries()[0].path).mainboard_tile_products
+products.restype = ctypes.c_int64
+cache_dtype = {cache_dtype}
+shape = dict(kv_heads=2, head_dim=128, dtype=torch.bfloat16, cache_dtype=cache_dtype, page_size=32)
+
+
+def check(rows, options):
+    group, tokens = rows
+    lengths = (333, 64, 700)
+    given = shape | options
+    case = AttentionCase((tokens,) * 3, lengths, heads=given["kv_heads"] * group, **given)
+    before = products()
+    check_case(case)
+    # 16 products of scores and 16 of values in 64 keys, for each 16 rows of a key head.
+    most = 32 * -(-group * tokens // 16) * sum(-(-n // 64) for n in lengths) * case.kv_heads
+    taken = products() - before
+    assert (0 < taken <= most) if group * tokens >= {fewest} else taken == 0, (rows, options, taken)
+
+
+for rows in ((2, 1), (4, 1), (5, 1), (8, 1), (7, 2), (16, 1), (4, 5), (16, 2)):
+    check(rows, {{}})
+for options in (
+    {{"softcap": 20.0}},
+    {{"alibi": True}},
+    {{"sinks": True, "window": (100, -1)}},
+    {{"causal": False}},
+    {{"window": (50, 3), "causal": False, "page_size": 128}},
+    {{"scaled_cache": cache_dtype is not None}},
+    {{"head_dim": 96, "value_dim": 64}},
+    {{"kv_heads": 9, "head_dim": 64}},
+):
+    check((4, 1), options)
+    check((4, 5), options)
+# Many rows over the same caches.
+check_case(AttentionCase((300, 2), (500, 90), heads=8, **shape))
+check_case(AttentionCase((900,), (900,), heads=4, **shape | {{"window": (200, -1)}}))
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -111,3 +152,12 @@ def test_rising_scores(emulated_library: Path, tmp_path: Path, isa: str, dtype: 
     """Weights that leave their range send a block back, and nothing is lost."""
     check = CHECK.format(path=str(emulated_library), isa=isa)
     run(check + RISING.format(dtype=dtype), isa, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cache", ["None", "torch.float8_e4m3fn", "torch.float8_e5m2", "torch.int8"]
+)
+def test_few_rows(emulated_library: Path, tmp_path: Path, cache: str) -> None:
+    """Decode and verification run on tiles, and agree with float64 over each stored type."""
+    check = CHECK.format(path=str(emulated_library), isa="amx")
+    run(check + FEW.format(cache_dtype=cache, fewest=9 if "int8" in cache else 3), "amx", tmp_path)

@@ -188,7 +188,8 @@ class AttentionCase:
         if self.dtype is not torch.bfloat16:
             return False
         if active in ("amx", "amx_fp16"):  # which leave other caches to the next set
-            return stored_alike or "avx512_bf16" in library.libraries()[0].usable
+            of_bytes = self.cache_dtype is not None and self.cache_dtype.itemsize == 1
+            return stored_alike or of_bytes or "avx512_bf16" in library.libraries()[0].usable
         return active == "avx512_bf16"
 
     def weighed_magnitude(self, given: AttentionInputs) -> Tensor:

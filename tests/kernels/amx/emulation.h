@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -18,18 +19,36 @@ constexpr int kRows = 16, kRowBytes = 64;
 struct Tile {
   alignas(64) uint8_t row[kRows][kRowBytes];
 };
+struct Shape {
+  int rows = 0, bytes = 0;
+};
 inline thread_local Tile tile[8];
-inline thread_local bool configured = false;
+inline thread_local Shape shape[8];
+inline std::atomic<int64_t> products{0};
 
+inline void configure(const uint8_t* config) {
+  for (int t = 0; t < 8; ++t) {
+    shape[t] = {config[48 + t], config[16 + 2 * t] | config[17 + 2 * t] << 8};
+    if (shape[t].rows > kRows || shape[t].bytes > kRowBytes) __builtin_trap();
+  }
+  std::memset(tile, 0, sizeof tile);
+}
+inline void release() {
+  for (Shape& s : shape) s = {};
+}
+
+// What a tile has beyond its shape becomes zero.
 inline void load(int t, const void* base, int64_t stride) {
-  if (!configured) __builtin_trap();
-  for (int r = 0; r < kRows; ++r) {
-    std::memcpy(tile[t].row[r], static_cast<const char*>(base) + r * stride, kRowBytes);
+  if (shape[t].rows == 0) __builtin_trap();
+  std::memset(&tile[t], 0, sizeof(Tile));
+  for (int r = 0; r < shape[t].rows; ++r) {
+    std::memcpy(tile[t].row[r], static_cast<const char*>(base) + r * stride, shape[t].bytes);
   }
 }
 inline void store(int t, void* base, int64_t stride) {
-  for (int r = 0; r < kRows; ++r) {
-    std::memcpy(static_cast<char*>(base) + r * stride, tile[t].row[r], kRowBytes);
+  if (shape[t].rows == 0) __builtin_trap();
+  for (int r = 0; r < shape[t].rows; ++r) {
+    std::memcpy(static_cast<char*>(base) + r * stride, tile[t].row[r], shape[t].bytes);
   }
 }
 
@@ -45,7 +64,12 @@ inline float widen_half(uint16_t bits) { return _cvtsh_ss(bits); }
 // C[m][n] += sum over pairs of A[m][2 k], A[m][2 k + 1] times B[k][2 n], B[k][2 n + 1].
 template <float (*widen)(uint16_t)>
 inline void multiply_add(int c, int a, int b) {
-  for (int m = 0; m < kRows; ++m) {
+  if (shape[c].rows != shape[a].rows || shape[c].bytes != shape[b].bytes ||
+      shape[a].bytes != 4 * shape[b].rows || shape[c].rows == 0) {
+    __builtin_trap();
+  }
+  products.fetch_add(1, std::memory_order_relaxed);
+  for (int m = 0; m < shape[c].rows; ++m) {
     float sum[16];
     uint16_t left[32];
     std::memcpy(sum, tile[c].row[m], sizeof sum);
@@ -73,6 +97,11 @@ inline bool core_is_shared() {
 
 #define MAINBOARD_CORE_IS_SHARED() amx_emulation::core_is_shared()
 
+// How many products were taken since the library was loaded, by which a test tells what ran.
+extern "C" __attribute__((used, visibility("default"))) inline int64_t mainboard_tile_products() {
+  return amx_emulation::products.load();
+}
+
 // The compiler's own names are macros too.
 #undef _tile_loadconfig
 #undef _tile_release
@@ -81,8 +110,8 @@ inline bool core_is_shared() {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(config) ((void)(config), amx_emulation::configured = true)
-#define _tile_release() (amx_emulation::configured = false)
+#define _tile_loadconfig(config) amx_emulation::configure(config)
+#define _tile_release() amx_emulation::release()
 #define _tile_loadd(t, base, stride) amx_emulation::load(t, base, stride)
 #define _tile_stream_loadd(t, base, stride) amx_emulation::load(t, base, stride)
 #define _tile_stored(t, base, stride) amx_emulation::store(t, base, stride)
