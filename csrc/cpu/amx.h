@@ -153,100 +153,118 @@ inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& s
   }
 }
 
-template <Operands kOperands, Form kForm, Score kScore>
-inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
-                         float* scratch) {
-  const TileSizes sizes(a);
-  float* next = scratch;
+// The scratch of a work item, and what is known of its panels.
+struct TileItem {
+  TileSizes sizes;
+  int64_t rows;
+  int panels;
+  float* stream;
+  uint32_t *keys, *values;  // of a chunk
+  TilePanel panel[kTilePanels];
+
+  explicit TileItem(const Attention& a) : sizes(a) {}
+};
+
+template <Operands kOperands>
+inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratch, TileItem& item) {
+  const TileSizes& sizes = item.sizes;
   auto take = [&](int64_t floats) {
-    float* block = next;
-    next += floats;
+    float* block = scratch;
+    scratch += floats;
     return block;
   };
-  float* stream_memory = take(sizes.stream());
-  auto* keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.k));
-  auto* values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.v));
-
-  const int64_t rows = (w.query_end - w.query_begin) * a.group;
-  const int panels = static_cast<int>((rows + kTilePanel - 1) / kTilePanel);
-  TilePanel panel[kTilePanels];
-  for (int i = 0; i < panels; ++i) {
+  item.stream = take(sizes.stream());
+  item.keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.k));
+  item.values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.v));
+  item.rows = (w.query_end - w.query_begin) * a.group;
+  item.panels = static_cast<int>((item.rows + kTilePanel - 1) / kTilePanel);
+  for (int i = 0; i < item.panels; ++i) {
     const char* query[kTilePanel];
-    begin_tile_panel(a, w, i * kTilePanel, rows, panel[i], query);
+    TilePanel& panel = item.panel[i];
+    begin_tile_panel(a, w, i * kTilePanel, item.rows, panel, query);
     auto* q = reinterpret_cast<uint32_t*>(take(sizes.q));
     pack_queries<kParts<kOperands>>(query, static_cast<int>(a.head_dim), q);
-    panel[i].q = q;
-    panel[i].o = take(sizes.o);
+    panel.q = q;
+    panel.o = take(sizes.o);
   }
+}
 
-  const TileSession session;
-  TileStream<kOperands, kForm, kScore> stream(a, plan, sizes.shape, sizes.weights, stream_memory);
-  const int64_t chunk = int64_t{sizes.chunk_blocks} * kTileKeys;
+// Attends the keys [begin, end) of a chunk, which are packed.
+template <Operands kOperands, Form kForm, Score kScore>
+inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& item, int64_t begin,
+                         int64_t end) {
+  const TileSizes& sizes = item.sizes;
+  TileStream<kOperands, kForm, kScore> stream(a, plan, sizes.shape, sizes.weights, item.stream);
+  for (int i = 0; i < item.panels; ++i) {
+    TilePanel& p = item.panel[i];
+    if (p.any_last < begin || p.any_first >= end) continue;
+    const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
+    const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
+    for (int64_t b = first; b <= last; ++b) {
+      const int64_t key = begin + b * kTileKeys;
+      // Half a block where the panel sees only that.
+      const int skip = p.any_first >= key + kTileDims ? 1 : 0;
+      const int depth = (p.any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
+      stream.push(&p, key + skip * kTileDims, depth, static_cast<int>(last - b) + 1,
+                  item.keys + b * sizes.k + skip * 2 * sizes.shape.steps * kTileWords,
+                  item.values + b * sizes.v + skip * kTileWords);
+    }
+  }
+  stream.drain();
+}
+
+template <Operands kOperands, Score kScore>
+inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
+                         float* scratch) {
+  TileItem item(a);
+  begin_tile_item<kOperands>(a, w, scratch, item);
+  TileSession session;
+  const int64_t chunk = int64_t{item.sizes.chunk_blocks} * kTileKeys;
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
-    pack_chunk<kOperands>(a, w, sizes, begin, end, keys, values);
-    for (int i = 0; i < panels; ++i) {
-      const TilePanel& p = panel[i];
-      if (p.any_last < begin || p.any_first >= end) continue;
-      const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
-      const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
-      for (int64_t b = first; b <= last; ++b) {
-        const int64_t key = begin + b * kTileKeys;
-        // Half a block where the panel sees only that.
-        const int skip = p.any_first >= key + kTileDims ? 1 : 0;
-        const int depth = (p.any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
-        stream.push(&panel[i], key + skip * kTileDims, depth, static_cast<int>(last - b) + 1,
-                    keys + b * sizes.k + skip * 2 * sizes.shape.steps * kTileWords,
-                    values + b * sizes.v + skip * kTileWords);
-      }
+    pack_chunk<kOperands>(a, w, item.sizes, begin, end, item.keys, item.values);
+    // Pairs of bfloat16 take four tiles in any form. Neighbours come and go within milliseconds; a
+    // chunk takes a fraction of one.
+    bool shared = false;
+    if constexpr (kOperands != Operands::pairs) {
+      shared = core_is_shared();
+      session.empty_tiles();
     }
-    stream.drain();
+    if (shared) {
+      attend_chunk<kOperands, Form::shared, kScore>(a, plan, item, begin, end);
+    } else {
+      attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
+    }
   }
-  for (int i = 0; i < panels; ++i) {
-    const int64_t left = rows - i * kTilePanel;
-    if (panel[i].fresh) std::memset(panel[i].o, 0, sizeof(float) * sizes.o);
-    finish_tile_panel(a, w, i * kTilePanel, static_cast<int>(left < kTilePanel ? left : kTilePanel),
-                      panel[i]);
+  for (int i = 0; i < item.panels; ++i) {
+    const int64_t row = i * kTilePanel, left = item.rows - row;
+    if (item.panel[i].fresh) std::memset(item.panel[i].o, 0, sizeof(float) * item.sizes.o);
+    finish_tile_panel(a, w, row, static_cast<int>(left < kTilePanel ? left : kTilePanel),
+                      item.panel[i]);
   }
   _mm_sfence();  // what was written around the caches comes before what is written next
 }
 
-template <Operands kOperands, Form kForm>
+template <Operands kOperands>
 inline void attend_scored(const Attention& a, const WorkItem& w, float* scratch) {
   const ScorePlan plan(a, w);
   switch (plan.score) {
     case Score::plain:
-      return attend_tiles<kOperands, kForm, Score::plain>(a, w, plan, scratch);
+      return attend_tiles<kOperands, Score::plain>(a, w, plan, scratch);
     case Score::linear:
-      return attend_tiles<kOperands, kForm, Score::linear>(a, w, plan, scratch);
+      return attend_tiles<kOperands, Score::linear>(a, w, plan, scratch);
     case Score::capped:
     case Score::low:
-      return attend_tiles<kOperands, kForm, Score::capped>(a, w, plan, scratch);
-  }
-}
-
-template <Operands kOperands>
-inline void attend_formed(const Attention& a, const WorkItem& w, float* scratch) {
-  bool shared;
-  {
-    const TileSession session;
-    shared = core_is_shared();
-  }
-  if (shared) {
-    attend_scored<kOperands, Form::shared>(a, w, scratch);
-  } else {
-    attend_scored<kOperands, Form::alone>(a, w, scratch);
+      return attend_tiles<kOperands, Score::capped>(a, w, plan, scratch);
   }
 }
 
 // Attends one work item of at most kTileBlockRows rows.
 inline void attend_amx(const Attention& a, const WorkItem& w, float* scratch) {
-  if (a.q.dtype == DType::bf16) {
-    attend_formed<Operands::bfloat16>(a, w, scratch);
-  } else if constexpr (kFloat16Operands == Operands::pairs) {
-    attend_scored<Operands::pairs, Form::alone>(a, w, scratch);  // of four tiles in any case
+  if (a.q.dtype == DType::f16) {
+    attend_scored<kFloat16Operands>(a, w, scratch);
   } else {
-    attend_formed<kFloat16Operands>(a, w, scratch);
+    attend_scored<Operands::bfloat16>(a, w, scratch);
   }
 }
 
