@@ -213,6 +213,24 @@ inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& it
   stream.drain();
 }
 
+// The same in the form that is faster at this moment: neighbours come and go within milliseconds,
+// and a chunk takes a fraction of one. Pairs of bfloat16 take four tiles in any form.
+template <Operands kOperands, Score kScore>
+inline void attend_packed(const Attention& a, const ScorePlan& plan, TileSession& session,
+                          TileItem& item, int64_t begin, int64_t end) {
+  if constexpr (kOperands == Operands::pairs) {
+    attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
+  } else {
+    const bool shared = core_is_shared();
+    session.empty_tiles();
+    if (shared) {
+      attend_chunk<kOperands, Form::shared, kScore>(a, plan, item, begin, end);
+    } else {
+      attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
+    }
+  }
+}
+
 template <Operands kOperands, Score kScore>
 inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan& plan,
                          float* scratch) {
@@ -223,18 +241,7 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
     pack_chunk<kOperands>(a, w, item.sizes, begin, end, item.keys, item.values);
-    // Pairs of bfloat16 take four tiles in any form. Neighbours come and go within milliseconds; a
-    // chunk takes a fraction of one.
-    bool shared = false;
-    if constexpr (kOperands != Operands::pairs) {
-      shared = core_is_shared();
-      session.empty_tiles();
-    }
-    if (shared) {
-      attend_chunk<kOperands, Form::shared, kScore>(a, plan, item, begin, end);
-    } else {
-      attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
-    }
+    attend_packed<kOperands, kScore>(a, plan, session, item, begin, end);
   }
   for (int i = 0; i < item.panels; ++i) {
     const int64_t row = i * kTilePanel, left = item.rows - row;
