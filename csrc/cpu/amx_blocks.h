@@ -2,9 +2,9 @@
 // it.
 #pragma once
 
-#include "csrc/cpu/amx_bytes.h"
 #include "csrc/cpu/amx_lanes.h"
 #include "csrc/cpu/decode.h"
+#include "csrc/cpu/halves.h"
 
 #if defined(__AMX_BF16__)
 
@@ -68,7 +68,15 @@ class BlockKeys {
   }
   MAINBOARD_INLINE void convert(int i) {
     if constexpr (!kStays) {
-      if (i < rows_.keys) halve_row<T>(convert_, rows_.key<char>(i), to_ + i * stride_, dim_);
+      if (i >= rows_.keys) return;
+      const T* from = rows_.key<T>(i);
+      char* to = to_ + i * stride_;
+      for (int d = 0; d < dim_; d += 2 * kTileDims, to += 2 * kTileBytes) {
+        const bool more = d + kTileDims < dim_;
+        const Halves x = more ? load_halves(from + d) : load_halves(from + d, kTileDims);
+        _mm512_storeu_si512(to, x.low);
+        if (more) _mm512_storeu_si512(to + kTileBytes, x.high);
+      }
     }
   }
   MAINBOARD_INLINE KeyTile tile(int t) const {
@@ -83,7 +91,6 @@ class BlockKeys {
   char* to_;
   int dim_;
   int64_t stride_;
-  ToHalves<T> convert_;
 };
 
 // A block's values as right-hand tiles [32 keys][column]: row j of a tile is keys j and 16 + j, its
@@ -109,12 +116,14 @@ class BlockValues {
                    second == nullptr ? none : _mm512_loadu_si512(second + at), step, to);
       }
     } else {
-      const Halves64 none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+      const auto load = [&](const char* row, int step, bool more) {
+        if (row == nullptr) return Halves{_mm512_setzero_si512(), _mm512_setzero_si512()};
+        const T* from = reinterpret_cast<const T*>(row) + step * kTileDims;
+        return more ? load_halves(from) : load_halves(from, kTileDims);
+      };
       for (int step = 0; step < steps_; step += 2) {
         const bool more = step + 1 < steps_;
-        const int64_t at = step * kTileDims;
-        const Halves64 x = first == nullptr ? none : load_halves(convert_, first + at, more);
-        const Halves64 y = second == nullptr ? none : load_halves(convert_, second + at, more);
+        const Halves x = load(first, step, more), y = load(second, step, more);
         store_pair(x.low, y.low, step, to);
         if (more) store_pair(x.high, y.high, step + 1, to);
       }
@@ -134,7 +143,6 @@ class BlockValues {
   KeyRows rows_;
   uint32_t* to_;
   int steps_;
-  ToHalves<T> convert_;
 };
 
 // Scores of a block's keys: [set][key][16 rows]. `between` is called after each product or two.
