@@ -53,7 +53,7 @@ struct TileSizes {
     chunk_blocks = static_cast<int>(clamp(fit, 1, kMostChunkBlocks));
   }
   int64_t total() const { return kTilePanels * (q + o) + chunk_blocks * (k + v) + stream(); }
-  int64_t stream() const { return 2 * (kLongestRun * weights + kTileKeys * kTilePanel); }
+  int64_t stream() const { return 2 * (kMostRun * weights + kTileKeys * kTilePanel); }
 };
 
 inline int64_t amx_scratch_floats(const Attention& a) { return TileSizes(a).total(); }
@@ -190,45 +190,22 @@ inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratc
 }
 
 // Attends the keys [begin, end) of a chunk, which are packed.
-template <Operands kOperands, Form kForm, Score kScore>
+template <Operands kOperands, Score kScore>
 inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& item, int64_t begin,
                          int64_t end) {
   const TileSizes& sizes = item.sizes;
-  TileStream<kOperands, kForm, kScore> stream(a, plan, sizes.shape, sizes.weights, item.stream);
+  TileStream<kOperands, kScore> stream(a, plan, sizes.shape, sizes.weights, item.stream);
   for (int i = 0; i < item.panels; ++i) {
     TilePanel& p = item.panel[i];
     if (p.any_last < begin || p.any_first >= end) continue;
     const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
     const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
     for (int64_t b = first; b <= last; ++b) {
-      const int64_t key = begin + b * kTileKeys;
-      // Half a block where the panel sees only that.
-      const int skip = p.any_first >= key + kTileDims ? 1 : 0;
-      const int depth = (p.any_last < key + kTileDims ? 1 : kWeightDepth) - skip;
-      stream.push(&p, key + skip * kTileDims, depth, static_cast<int>(last - b) + 1,
-                  item.keys + b * sizes.k + skip * 2 * sizes.shape.steps * kTileWords,
-                  item.values + b * sizes.v + skip * kTileWords);
+      stream.push(&p, begin + b * kTileKeys, static_cast<int>(last - b) + 1,
+                  item.keys + b * sizes.k, item.values + b * sizes.v);
     }
   }
   stream.drain();
-}
-
-// The same in the form that is faster at this moment: neighbours come and go within milliseconds,
-// and a chunk takes a fraction of one. Pairs of bfloat16 take four tiles in any form.
-template <Operands kOperands, Score kScore>
-inline void attend_packed(const Attention& a, const ScorePlan& plan, TileSession& session,
-                          TileItem& item, int64_t begin, int64_t end) {
-  if constexpr (kOperands == Operands::pairs) {
-    attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
-  } else {
-    const bool shared = core_is_shared();
-    session.empty_tiles();
-    if (shared) {
-      attend_chunk<kOperands, Form::shared, kScore>(a, plan, item, begin, end);
-    } else {
-      attend_chunk<kOperands, Form::alone, kScore>(a, plan, item, begin, end);
-    }
-  }
 }
 
 template <Operands kOperands, Score kScore>
@@ -236,12 +213,12 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
                          float* scratch) {
   TileItem item(a);
   begin_tile_item<kOperands>(a, w, scratch, item);
-  TileSession session;
+  const TileSession session;
   const int64_t chunk = int64_t{item.sizes.chunk_blocks} * kTileKeys;
   for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
     const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
     pack_chunk<kOperands>(a, w, item.sizes, begin, end, item.keys, item.values);
-    attend_packed<kOperands, kScore>(a, plan, session, item, begin, end);
+    attend_chunk<kOperands, kScore>(a, plan, item, begin, end);
   }
   for (int i = 0; i < item.panels; ++i) {
     const int64_t row = i * kTilePanel, left = item.rows - row;

@@ -48,7 +48,7 @@ inline void shape_exponents(const Attention& a, const ScoreFactors& f, const Til
     const Vec slope = load(p.slope + half * kTile);
     __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
     top[half] = set1(-INFINITY);
-    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
+    for (int i = 0; i < kTileKeys; ++i, key = _mm512_add_epi32(key, one)) {
       float* at = s.scores + i * kTilePanel + half * kTile;
       Vec x = load(at);
       x = a.softcap > 0.0f ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero())
@@ -66,23 +66,22 @@ inline void shape_exponents(const Attention& a, const ScoreFactors& f, const Til
   }
 }
 
-// Hides products of keys that a query does not see. Gives the peaks of what is left.
-template <Score kScore>
-inline void hide_products(const ScoreFactors& f, const TileStep& s, Vec* top) {
+// Hides products of keys that a query does not see.
+inline void hide_products(const TileStep& s) {
   const TilePanel& p = *s.panel;
-  const __m512i one = _mm512_set1_epi32(1);
-  for (int half = 0; half < 2; ++half) {
-    const __m512i first = _mm512_loadu_si512(p.first + half * kTile);
-    const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
-    __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
-    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
-      const __mmask16 seen =
-          _mm512_cmple_epi32_mask(first, key) & _mm512_cmple_epi32_mask(key, last);
-      float* at = s.scores + i * kTilePanel + half * kTile;
-      _mm512_mask_storeu_ps(at, _mm512_knot(seen), set1(-INFINITY));
+  // All queries see keys [begin, end) of the block.
+  const int64_t begin = clamp(p.all_first - s.key, 0, kTileKeys);
+  const int64_t end = clamp(p.all_last - s.key + 1, 0, kTileKeys);
+  const auto hide = [&](int64_t i) {
+    const __m512i key = _mm512_set1_epi32(static_cast<int>(s.key + i));
+    for (int half = 0; half < kTilePanel; half += kTile) {
+      const __mmask16 before = _mm512_cmplt_epi32_mask(key, _mm512_loadu_si512(p.first + half));
+      const __mmask16 behind = _mm512_cmpgt_epi32_mask(key, _mm512_loadu_si512(p.last + half));
+      _mm512_mask_storeu_ps(s.scores + i * kTilePanel + half, before | behind, set1(-INFINITY));
     }
-  }
-  find_peaks<kScore>(f, s, top);
+  };
+  for (int64_t i = 0; i < begin; ++i) hide(i);
+  for (int64_t i = end; i < kTileKeys; ++i) hide(i);
 }
 
 // The same under a softcap, where a hidden product is +inf: no score, capped as low ones are, has
@@ -91,7 +90,7 @@ inline bool hide_low_products(const ScoreFactors& f, TileStep& s, Vec* top) {
   const TilePanel& p = *s.panel;
   const __m512i one = _mm512_set1_epi32(1);
   LowCap cap(f.odd, f.high_square);
-  for (int i = 0; i < s.depth * kTileDims * 2; ++i) cap.look(load(s.scores + i * kTile));
+  for (int i = 0; i < kTileKeys * 2; ++i) cap.look(load(s.scores + i * kTile));
   if (cap.met_high()) return false;
   for (int half = 0; half < 2; ++half) {
     const __m512i first = _mm512_loadu_si512(p.first + half * kTile);
@@ -99,7 +98,7 @@ inline bool hide_low_products(const ScoreFactors& f, TileStep& s, Vec* top) {
     __m512i key = _mm512_set1_epi32(static_cast<int>(s.key));
     __mmask16 some = 0;
     Vec peak = set1(-INFINITY);
-    for (int i = 0; i < s.depth * kTileDims; ++i, key = _mm512_add_epi32(key, one)) {
+    for (int i = 0; i < kTileKeys; ++i, key = _mm512_add_epi32(key, one)) {
       const __mmask16 seen =
           _mm512_cmple_epi32_mask(first, key) & _mm512_cmple_epi32_mask(key, last);
       float* at = s.scores + i * kTilePanel + half * kTile;
@@ -116,7 +115,7 @@ inline bool hide_low_products(const ScoreFactors& f, TileStep& s, Vec* top) {
 // Turns what that left into exponents in place.
 inline void shape_low(const ScoreFactors& f, TileStep& s) {
   LowCap cap(f.odd, f.high_square);
-  for (int i = 0; i < s.depth * kTileDims * 2; ++i) {
+  for (int i = 0; i < kTileKeys * 2; ++i) {
     float* at = s.scores + i * kTile;
     store(at, cap(load(at), zero()));
   }

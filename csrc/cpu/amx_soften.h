@@ -42,11 +42,10 @@ struct TilePanel {
   bool fresh;  // nothing was added to `o` yet, which may hold anything
 };
 
-// A panel against a block of 64 keys, or of 32 where it sees no more.
+// A panel against a block of 64 keys.
 struct TileStep {
   TilePanel* panel = nullptr;
-  int depth;  // in tiles of 32 keys
-  int left;   // blocks of the panel that come in one row, this one included
+  int left;  // blocks of the panel that come in one row, this one included
   const uint32_t *k, *v;
   int64_t key;
   bool shaped;      // the scores are exponents already
@@ -182,7 +181,7 @@ struct Peak {
     high = max(high, b);
   }
   MAINBOARD_INLINE void rows(const TileStep& s) {
-    for (int64_t i = 0; i < s.depth * kTileDims; ++i) row(i);
+    for (int64_t i = 0; i < kTileKeys; ++i) row(i);
   }
   // As exponents.
   MAINBOARD_INLINE Vec result(const ScoreFactors& f, const TileStep& s, int half) const {
@@ -265,7 +264,7 @@ __attribute__((noinline)) void soften_again(const ScoreFactors& f, TileStep& s) 
   find_peaks<kScore>(seen, s, top);
   follow_peak<kOperands>(s, top);
   Softening<kOperands, kScore> soft(f, s);
-  for (int64_t i = 0; i < s.depth * kTile; ++i) {
+  for (int64_t i = 0; i < kTileKeys / 2; ++i) {
     soft.template pair<0>(i);
     soft.template pair<1>(i);
   }

@@ -13,27 +13,27 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
+constexpr int64_t kPairs = kTileKeys / 2;  // of keys, in each half of the queries
+
 // The vectors' work of one step, handed out after each product.
 template <Operands kOperands, Score kNow, Score kNext, bool kFull>
 struct Slices {
   Softening<kOperands, kNow> soft;
   Peak<kNext> peak;
-  int64_t pairs, rows, pairs_each, rows_each, low_pair = 0, high_pair = 0, row = 0;
+  int64_t pairs_each, rows_each, low_pair = 0, high_pair = 0, row = 0;
 
   MAINBOARD_INLINE Slices(const TileShape& shape, const ScoreFactors& f, const TileStep& now,
                           const TileStep& next)
       : soft(f, now), peak(f, next) {
     const int value_products = kValueProducts<kOperands> * shape.columns * 4;
     const int products = kKeyProducts<kOperands> * shape.steps * 8 + value_products;
-    pairs = now.depth * kTileDims / 2;
-    rows = next.depth * kTileDims;
     pairs_each = (kTileKeys + products - 1) / products;
     rows_each = (kTileKeys + value_products - 1) / value_products;
   }
   template <class Half>
   MAINBOARD_INLINE void soften(Half, int64_t count) {
     int64_t& next = Half::value == 0 ? low_pair : high_pair;
-    const int64_t end = next + count < pairs ? next + count : pairs;
+    const int64_t end = next + count < kPairs ? next + count : kPairs;
     for (; next < end; ++next) soft.template pair<Half::value>(next);
   }
   // The share of one product.
@@ -47,7 +47,7 @@ struct Slices {
   }
   MAINBOARD_INLINE void find_peaks(int64_t count) {
     if constexpr (kLate<kOperands, kNext>) return;
-    const int64_t end = row + count < rows ? row + count : rows;
+    const int64_t end = row + count < kTileKeys ? row + count : kTileKeys;
     for (; row < end; ++row) peak.row(row);
   }
 };
@@ -65,15 +65,17 @@ template <class Work>
 constexpr bool kFewSlices<FullSlices<Work>> = true;
 
 constexpr TileShape kFullShape{4, 8};  // 128 elements
+template <Operands kOperands>
+constexpr int kFullColumns = kFullShape.columns / kLongestRun<kOperands>;  // of a full step
 
 // The softmax of `now` between the scores of `next` and values, up to column `until`, of a run that
 // went before; `next` may be null, and the run empty. Afterwards `now` has weights and `next` has
 // scores and, where they are not late, `top`, its peaks. False, and the sums as they were, where
 // weights left their range.
 //
-// A full step, of the form for a core of one's own, has three whole blocks of heads of 128: one
-// slice a product, and nothing to decide.
-template <Operands kOperands, Form kForm, Score kNow, Score kNext, bool kFull = false>
+// A full step, of heads of 128 and a longest run, has as many products as slices, and nothing to
+// decide.
+template <Operands kOperands, Score kNow, Score kNext, bool kFull = false>
 inline bool run_step(const TileShape& given, const ScoreFactors& f, const TileStep* next,
                      const TileStep* now, TileRun& run, int until, Vec* top) {
   const TileShape shape = kFull ? kFullShape : given;
@@ -81,20 +83,23 @@ inline bool run_step(const TileShape& given, const ScoreFactors& f, const TileSt
   MAINBOARD_TILE_FENCE;
   if constexpr (kFull) {
     FullSlices<decltype(work)> slice{work};
-    multiply_keys<kOperands, kForm>(shape, *next, kWeightDepth, slice);
-    multiply_values<kOperands, kForm>(shape, run, kWeightDepth, kFullShape.columns, slice);
+    multiply_keys<kOperands>(shape, *next, slice);
+    for (int i = 0; i < kFullColumns<kOperands>; ++i) {
+      multiply_column<kOperands>(shape, run, kLongestRun<kOperands>, run.column + i, slice);
+    }
+    run.column += kFullColumns<kOperands>;
   } else {
     if (next != nullptr) {
       auto slice = [&](auto half) __attribute__((always_inline)) { work.soften(half); };
-      multiply_keys<kOperands, kForm>(shape, *next, next->depth, slice);
+      multiply_keys<kOperands>(shape, *next, slice);
     }
     auto slice = [&](auto half) __attribute__((always_inline)) {
       work.soften(half);
       work.find_peaks(work.rows_each);
     };
-    multiply_values<kOperands, kForm>(shape, run, run.depth[0], until, slice);
-    work.soften(LowHalf(), kTileKeys);
-    work.soften(HighHalf(), kTileKeys);
+    multiply_values<kOperands>(shape, run, until, slice);
+    work.soften(LowHalf(), kPairs);
+    work.soften(HighHalf(), kPairs);
   }
   MAINBOARD_TILE_FENCE;
   if (next != nullptr && !kLate<kOperands, kNext>) {

@@ -10,9 +10,9 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 // Blocks of all panels, one after another: each is the next, then the current one, then part of a
 // run whose values are added.
-template <Operands kOperands, Form kForm, Score kScore>
+template <Operands kOperands, Score kScore>
 class TileStream {
-  static constexpr int kRun = kMostRun<kForm>;
+  static constexpr int kRun = kLongestRun<kOperands>;
 
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
@@ -24,11 +24,9 @@ class TileStream {
   }
 
   // A panel's next block; with it, `left` blocks come before those of another panel.
-  void push(TilePanel* panel, int64_t key, int depth, int left, const uint32_t* k,
-            const uint32_t* v) {
+  void push(TilePanel* panel, int64_t key, int left, const uint32_t* k, const uint32_t* v) {
     TileStep& next = steps_[count_ % 2];
     next.panel = panel;
-    next.depth = depth;
     next.left = left;
     next.k = k;
     next.v = v;
@@ -38,18 +36,20 @@ class TileStream {
     next.shaped = next.moved = next.hidden_low = false;
     Vec top[2];
     run(&next, top);
-    const bool hidden = panel->all_first > key || panel->all_last < key + depth * kTileDims - 1;
+    const bool hidden = panel->all_first > key || panel->all_last < key + kTileKeys - 1;
     const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
                      hide_low_products(plan_.factors, next, top);
+    const bool looks = !kLate<kOperands, kScore> || !panel->begun;
     if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
       next.shaped = true;
       shape_exponents(a_, plan_.factors, next, top);
-    } else if (hidden && !low) {
-      hide_products<kScore>(plan_.factors, next, top);
-    } else if (kLate<kOperands, kScore> && !hidden) {
-      if (!panel->begun) find_peaks<kScore>(plan_.factors, next, top);
+    } else if (!low) {
+      if (hidden) hide_products(next);
+      if (looks && (hidden || kLate<kOperands, kScore>)) {
+        find_peaks<kScore>(plan_.factors, next, top);
+      }
     }
-    if (!kLate<kOperands, kScore> || !panel->begun || next.shaped || hidden) {
+    if (looks || next.shaped || low) {
       follow_peak<kOperands>(next, top);
       panel->begun = true;
     }
@@ -71,7 +71,7 @@ class TileStream {
   void run(const TileStep* next, Vec* top) {
     if (count_ == 0) {
       MAINBOARD_TILE_FENCE;
-      multiply_keys<kOperands, kForm>(shape_, *next, next->depth, NoSlice());
+      multiply_keys<kOperands>(shape_, *next, NoSlice());
       if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
       return;
     }
@@ -79,13 +79,11 @@ class TileStream {
     if (filling().blocks == 0) planned_ = even_share(now.left);
     // The columns of the run before end with the blocks of this one, in pairs.
     const int pairs = shape_.columns / 2;
-    const int until = added().blocks == 0 ? 0
-                      : kRun == 1         ? shape_.columns
-                                          : 2 * (pairs * (filling().blocks + 1) / planned_);
+    const int until = added().blocks == 0 ? 0 : 2 * (pairs * (filling().blocks + 1) / planned_);
     if (until > 0 && added().column == 0) begin_values();
     if (now.shaped) {
-      if (!run_step<kOperands, kForm, Score::plain, kScore>(shape_, plan_.factors, next, &now,
-                                                            added(), until, top)) {
+      if (!run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, &now, added(),
+                                                     until, top)) {
         soften_again<kOperands, Score::plain>(plan_.factors, now);
       }
     } else if (!run_unshaped(next, now, until, top)) {
@@ -120,21 +118,19 @@ class TileStream {
 
   template <Score kNow>
   bool run_as(const TileStep* next, const TileStep& now, int until, Vec* top) {
-    if constexpr (kForm == Form::alone && kLate<kOperands, kScore>) {
-      if (next != nullptr && added().blocks > 0 && shape_.steps == kFullShape.steps &&
-          shape_.columns == kFullShape.columns &&
-          next->depth + now.depth + added().depth[0] == 3 * kWeightDepth) {
-        return run_step<kOperands, kForm, kNow, kScore, true>(shape_, plan_.factors, next, &now,
-                                                              added(), until, top);
+    TileRun& run = added();
+    if constexpr (kLate<kOperands, kScore>) {
+      if (next != nullptr && run.blocks == kRun && until == run.column + kFullColumns<kOperands> &&
+          shape_.steps == kFullShape.steps && shape_.columns == kFullShape.columns) {
+        return run_step<kOperands, kNow, kScore, true>(shape_, plan_.factors, next, &now, run,
+                                                       until, top);
       }
     }
-    return run_step<kOperands, kForm, kNow, kScore>(shape_, plan_.factors, next, &now, added(),
-                                                    until, top);
+    return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, &now, run, until, top);
   }
 
   // How many of `left` blocks go together so that the runs of a row are about as long.
   static int even_share(int left) {
-    if (kRun == 1) return 1;
     const int runs = (left + kRun - 1) / kRun;
     return (left + runs - 1) / runs;
   }
@@ -147,7 +143,6 @@ class TileStream {
       run.moved = s.moved;
       if (s.moved) std::memcpy(run.keep, s.keep, sizeof run.keep);
     }
-    run.depth[run.blocks] = s.depth;
     run.v[run.blocks] = s.v;
     run.weights[run.blocks] = s.weights;
     if (++run.blocks == planned_) close();
@@ -169,7 +164,7 @@ class TileStream {
     if (run.blocks == 0) return;
     if (run.column == 0) begin_values();
     MAINBOARD_TILE_FENCE;
-    multiply_values<kOperands, kForm>(shape_, run, run.depth[0], shape_.columns, NoSlice());
+    multiply_values<kOperands>(shape_, run, shape_.columns, NoSlice());
     MAINBOARD_TILE_FENCE;
     run.blocks = 0;
   }

@@ -48,11 +48,8 @@ constexpr int kParts = kOperands == Operands::pairs ? 2 : 1;
 class TileSession {
  public:
   TileSession() : control_(_mm_getcsr()) {
-    empty_tiles();
     constexpr unsigned kFlushToZero = 0x8000;
     _mm_setcsr(control_ | kFlushToZero);
-  }
-  void empty_tiles() {
     alignas(64) uint8_t config[64] = {1};
     for (int t = 0; t < 8; ++t) {
       config[16 + 2 * t] = kTileBytes;

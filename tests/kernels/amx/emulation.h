@@ -87,15 +87,7 @@ inline void multiply_add(int c, int a, int b) {
   }
 }
 
-// Which form of the products runs: each in turn.
-inline bool core_is_shared() {
-  thread_local bool shared = false;
-  return shared = !shared;
-}
-
 }  // namespace amx_emulation
-
-#define MAINBOARD_CORE_IS_SHARED() amx_emulation::core_is_shared()
 
 // How many products were taken since the library was loaded, by which a test tells what ran.
 extern "C" __attribute__((used, visibility("default"))) inline int64_t mainboard_tile_products() {
