@@ -21,8 +21,6 @@ constexpr int kValueProducts = kParts<kOperands> == 1 ? 1 : 3;
 
 // Blocks of one panel whose values are added together, each sum loaded and stored once for all.
 constexpr int kMostRun = 4;
-template <Operands kOperands>
-constexpr int kLongestRun = kParts<kOperands> == 1 ? kMostRun : 2;
 struct TileRun {
   TilePanel* panel;
   int blocks = 0;

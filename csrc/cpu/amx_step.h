@@ -65,8 +65,11 @@ template <class Work>
 constexpr bool kFewSlices<FullSlices<Work>> = true;
 
 constexpr TileShape kFullShape{4, 8};  // 128 elements
-template <Operands kOperands>
-constexpr int kFullColumns = kFullShape.columns / kLongestRun<kOperands>;  // of a full step
+// Blocks in a run, unless it ends before: a reference that moves ends it, and ALiBi moves many.
+template <Operands kOperands, Score kScore>
+constexpr int kLongestRun = kScore == Score::linear  ? 1
+                            : kParts<kOperands> == 2 ? 2
+                                                     : kMostRun;
 
 // The softmax of `now` between the scores of `next` and values, up to column `until`, of a run that
 // went before; `next` may be null, and the run empty. Afterwards `now` has weights and `next` has
@@ -84,10 +87,11 @@ inline bool run_step(const TileShape& given, const ScoreFactors& f, const TileSt
   if constexpr (kFull) {
     FullSlices<decltype(work)> slice{work};
     multiply_keys<kOperands>(shape, *next, slice);
-    for (int i = 0; i < kFullColumns<kOperands>; ++i) {
-      multiply_column<kOperands>(shape, run, kLongestRun<kOperands>, run.column + i, slice);
+    constexpr int kRun = kLongestRun<kOperands, kNext>, kColumns = kFullShape.columns / kRun;
+    for (int i = 0; i < kColumns; ++i) {
+      multiply_column<kOperands>(shape, run, kRun, run.column + i, slice);
     }
-    run.column += kFullColumns<kOperands>;
+    run.column += kColumns;
   } else {
     if (next != nullptr) {
       auto slice = [&](auto half) __attribute__((always_inline)) { work.soften(half); };

@@ -12,7 +12,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 // run whose values are added.
 template <Operands kOperands, Score kScore>
 class TileStream {
-  static constexpr int kRun = kLongestRun<kOperands>;
+  static constexpr int kRun = kLongestRun<kOperands, kScore>;
 
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
@@ -120,8 +120,9 @@ class TileStream {
   bool run_as(const TileStep* next, const TileStep& now, int until, Vec* top) {
     TileRun& run = added();
     if constexpr (kLate<kOperands, kScore>) {
-      if (next != nullptr && run.blocks == kRun && until == run.column + kFullColumns<kOperands> &&
-          shape_.steps == kFullShape.steps && shape_.columns == kFullShape.columns) {
+      if (next != nullptr && run.blocks == kRun &&
+          until == run.column + kFullShape.columns / kRun && shape_.steps == kFullShape.steps &&
+          shape_.columns == kFullShape.columns) {
         return run_step<kOperands, kNow, kScore, true>(shape_, plan_.factors, next, &now, run,
                                                        until, top);
       }
