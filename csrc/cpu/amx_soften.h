@@ -181,7 +181,7 @@ struct Peak {
     low = max(low, a);
     high = max(high, b);
   }
-  MAINBOARD_INLINE void rows(const TileStep& s) {
+  MAINBOARD_INLINE void rows() {
     for (int64_t i = 0; i < kTileKeys; ++i) row(i);
   }
   // As exponents.
@@ -198,7 +198,7 @@ struct Peak {
 template <Score kScore>
 inline void find_peaks(const ScoreFactors& f, const TileStep& s, Vec* top) {
   Peak<kScore> peak(f, s);
-  peak.rows(s);
+  peak.rows();
   for (int half = 0; half < 2; ++half) top[half] = peak.result(f, s, half);
 }
 
