@@ -195,13 +195,11 @@ class FewRows {
       const int set = row / kTile, lane = row % kTile;
       const LaneRows& lanes = lanes_[head][set];
       const LaneOutputs outputs = sizes_.outputs(o_ + head * sizes_.o, set);
-      for (int d = 0; d < static_cast<int>(a_.value_dim); d += 8) {
-        // Four elements from a column of the lower halves, four from one of the upper.
-        const float* low =
-            outputs.data + (d / kTileDims * 2 * outputs.width + lane) * kTile + d % kTileDims / 2;
-        std::memcpy(line + d, low, 4 * sizeof(float));
-        std::memcpy(line + d + 4, low + outputs.width * kTile, 4 * sizeof(float));
+      for (int column = 0; column < outputs.columns; ++column) {
+        const float* from = outputs.data + (column * outputs.width + lane) * kTile;
+        store(line + column * kTile, load(from));
       }
+      part_values(line, static_cast<int>(a_.value_dim));
       alignas(64) float peak[kTile], sum[kTile];
       store(peak, lanes.peak);
       store(sum, sum_of_keys(lanes.sum, outputs.width));

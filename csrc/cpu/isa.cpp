@@ -70,49 +70,67 @@ static void attend(const Attention& a, const WorkItem& w, float* scratch) {
   for (int64_t i = 0; i < w.kv_heads; ++i) attend_many_rows(a, one_head(a, w, i), scratch);
 }
 
-// out = sum_p in[p] exp(lse[p]) / sum_p exp(lse[p]). A part whose log-sum-exp is -inf is not read.
-// Returns the log of that denominator; `denominator` starts with a further score's share.
-static float merge_rows(const float* lse, int64_t stride, int64_t parts, float sink, int dim,
-                        DType dtype, const char* const* in, float factor, DType out_dtype,
-                        char* out) {
+constexpr int64_t kMostParts = 256;
+
+// The share of a row's result that each of its parts has: exp(lse[p]) / sum_p exp(lse[p]), where
+// the sum has a further score's share too. Returns the log of that sum.
+static float weigh_parts(const float* lse, int64_t stride, int64_t parts, float sink,
+                         float* weight) {
   float top = sink;
-  for (int64_t p = 0; p < parts; ++p) top = lse[p * stride] > top ? lse[p * stride] : top;
-  // Nothing anywhere, or NaN: keep a finite reference so that the sums below say which.
-  const float reference = top > -INFINITY ? top : 0.0f;
-  float sum = sink > -INFINITY ? exp_scalar(sink - reference) : 0.0f;
-  for (int64_t p = 0; p < parts; ++p) sum += exp_scalar(lse[p * stride] - reference);
-  const float inverse = sum == 0.0f ? 0.0f : factor / sum;
-  constexpr int kChunk = 16 * kLanes;
-  const int64_t in_size = size_of(dtype), out_size = size_of(out_dtype);
-  for (int begin = 0; begin < dim; begin += kChunk) {
-    const int n = dim - begin < kChunk ? dim - begin : kChunk;
-    float total[kChunk] = {}, line[kChunk];
-    for (int64_t p = 0; p < parts; ++p) {
-      if (lse[p * stride] == -INFINITY) continue;
-      const float weight = exp_scalar(lse[p * stride] - reference) * inverse;
-      widen_row(dtype, in[p] + begin * in_size, line, n);
-      for (int i = 0; i < n; ++i) total[i] += weight * line[i];
-    }
-    narrow_row(total, 1.0f, out_dtype, out + begin * out_size, n);
+  for (int64_t p = 0; p < parts; ++p) {
+    weight[p] = lse[p * stride];
+    top = weight[p] > top ? weight[p] : top;
   }
+  for (int64_t p = parts; p % kLanes != 0; ++p) weight[p] = -INFINITY;
+  // Nothing anywhere, or NaN: keep a finite reference so that the sum below says which.
+  const float reference = top > -INFINITY ? top : 0.0f;
+  Vec sums = zero();
+  for (int64_t p = 0; p < parts; p += kLanes) {
+    const Vec share = exp_nonpositive(load(weight + p) - set1(reference));
+    store(weight + p, share);
+    sums = sums + share;
+  }
+  const float sum = reduce_add(sums) + (sink > -INFINITY ? exp_scalar(sink - reference) : 0.0f);
+  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  for (int64_t p = 0; p < parts; ++p) weight[p] *= inverse;
   return sum == 0.0f ? -INFINITY : reference + std::log(sum);
+}
+
+// to = factor * sum_p weight[p] part[p]. A part that weighs nothing is not read.
+static void add_parts(const float* part, int64_t step, int64_t parts, const float* weight, int dim,
+                      float factor, DType dtype, char* to) {
+  constexpr int kChunk = 16 * kLanes;
+  float line[kChunk];
+  for (int begin = 0; begin < dim; begin += kChunk, to += kChunk * size_of(dtype)) {
+    const int n = dim - begin < kChunk ? dim - begin : kChunk;
+    for (int i = 0; i < n; i += kLanes) {
+      const float* from = part + begin + i;
+      const int count = n - i;
+      Vec total = zero();
+      for (int64_t p = 0; p < parts; ++p) {
+        if (weight[p] == 0.0f) continue;
+        const float* at = from + p * step;
+        total = fma(set1(weight[p]), count < kLanes ? load_partial(at, count) : load(at), total);
+      }
+      store(line + i, total);
+    }
+    narrow_row(line, factor, dtype, to, n);
+  }
 }
 
 static void join(const Attention& a, const Join& j) {
   const WorkItem& w = j.first;
   const int64_t rows = (w.query_end - w.query_begin) * a.group, dim = a.value_dim;
-  const int64_t part = rows * (dim + 1);
-  constexpr int64_t kMostParts = 256;
-  const char* in[kMostParts];
+  const int64_t step = rows * (dim + 1);
+  float weight[kMostParts];
   for (int64_t row = 0; row < rows; ++row) {
     const float* first = w.partial + row * (dim + 1);
-    for (int64_t p = 0; p < j.parts; ++p) in[p] = reinterpret_cast<const char*>(first + p * part);
     const int64_t head = w.first_head + row % a.group;
     const int64_t index = w.sequence.query_begin + w.query_begin + row / a.group;
     const float sink = a.sinks == nullptr ? -INFINITY : a.sinks[head];
-    const float lse =
-        merge_rows(first + dim, part, j.parts, sink, static_cast<int>(dim), DType::f32, in,
-                   value_scale(a, w.kv_head), a.out.dtype, a.out.at(index, 0, head));
+    const float lse = weigh_parts(first + dim, step, j.parts, sink, weight);
+    add_parts(first, step, j.parts, weight, static_cast<int>(dim), value_scale(a, w.kv_head),
+              a.out.dtype, a.out.at(index, 0, head));
     if (a.lse != nullptr) a.lse[head * a.lse_stride + index] = lse;
   }
 }

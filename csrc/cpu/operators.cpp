@@ -38,11 +38,13 @@ void run(Attention a, const Batch& batch, bool deterministic) {
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
   const int64_t items = static_cast<int64_t>(plan.items.size());
   const int64_t floats = kernels.scratch_floats(a);
-  std::atomic<int64_t> next{0};
+  const int64_t workers = items < threads ? items : threads;
+  std::atomic<int64_t> next{workers};
   const WorkItem* work = plan.items.data();
-  parallel_for(items < threads ? items : threads, 1, [&](int64_t) {
+  parallel_for(workers, 1, [&](int64_t worker) {
     float* scratch = thread_scratch(floats);
-    for (int64_t i = next++; i < items; i = next++) kernels.attend(a, work[i], scratch);
+    // Its first item is its own, so that a call like the one before finds its keys in the caches.
+    for (int64_t i = worker; i < items; i = next++) kernels.attend(a, work[i], scratch);
   });
   const Join* joins = plan.joins.data();
   parallel_for(static_cast<int64_t>(plan.joins.size()), 1,

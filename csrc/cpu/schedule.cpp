@@ -13,7 +13,7 @@ constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
-constexpr int64_t kShortWork = 4096;    // keys that a thread reads before a second item is worth it
+constexpr int64_t kShortWork = 16384;   // keys that a thread reads before a second item is worth it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -97,20 +97,26 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
   return divide_up(part, kKeyGrain) * kKeyGrain;
 }
 
+// Whether each thread is to have one item, an equal part of one short sequence's key heads. The
+// first keys of an item are waited for and ranges of keys are joined, which costs more than one
+// thread's waiting for another until the sequence is long.
+bool shares_heads(int64_t threads, const std::vector<WorkItem>& items) {
+  if (items.size() != 1 || items[0].kv_heads % threads != 0) return false;
+  return items[0].kv_heads / threads * (items[0].key_end - items[0].key_begin) <= kShortWork;
+}
+
 // What an item may cost: a fraction of a thread's share, so that the last thread ends with the
-// others. The first keys of an item are waited for, so one short sequence is split evenly instead.
-int64_t item_budget(const Attention& a, int64_t threads, const std::vector<WorkItem>& items) {
+// others.
+int64_t item_budget(const Attention& a, int64_t wanted, const std::vector<WorkItem>& items) {
   int64_t total = 0;
   for (const WorkItem& w : items) total += work_cost(a, w);
-  const int64_t share = total / threads + 1;
-  const bool divides = items.size() == 1 && items[0].kv_heads % threads == 0;
-  if (divides && share <= kShortWork * a.rows_per_read) return share;
-  return total / (threads * kItemsPerThread) + 1;
+  return total / wanted + 1;
 }
 
 void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* plan) {
-  const int64_t budget = item_budget(a, threads, plan->items);
-  const int64_t fewest_keys = deterministic ? kFixedKeys : kFewestKeys;
+  const bool even = shares_heads(threads, plan->items);
+  const int64_t budget = item_budget(a, even ? threads : threads * kItemsPerThread, plan->items);
+  const int64_t fewest_keys = even ? kUnbounded : deterministic ? kFixedKeys : kFewestKeys;
   for (size_t i = 0, given = plan->items.size(); i < given; ++i) {
     if (plan->items[i].kv_heads > 1) split_heads(a, budget, fewest_keys, i, &plan->items);
   }

@@ -148,13 +148,19 @@ def test_limits_are_of_this_machine() -> None:
 
 
 def test_samples_are_taken_in_turn() -> None:
-    """Who goes first alternates; the time ends the rounds, after one at least."""
+    """Who goes first alternates; the time ends the rounds, after one at least.
+
+    A warmed clock runs each call once more, before.
+    """
     order: list[str] = []
     calls = [lambda: order.append("a"), lambda: order.append("b")]
     samples = timing.interleaved(calls, timing.clock_for("cpu"), 5.0, most=3)
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert [len(each) for each in samples] == [3, 3]
     assert [len(each) for each in timing.interleaved(calls, lambda call: 1.0, 0.0)] == [1, 1]
+    order.clear()
+    timing.interleaved(calls, timing.warmed(timing.clock_for("cpu")), 5.0, most=2)
+    assert order == ["b", "b", "a", "a", "a", "a", "b", "b"]
 
 
 def test_it_measures_draws_and_writes(mainboard: Callable[..., Any], tmp_path: Path) -> None:

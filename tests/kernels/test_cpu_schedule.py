@@ -54,9 +54,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def shares(program: Path, name: str, threads: int, kernels: tuple[int, int]) -> Shares:
+def shares(
+    program: Path, batch: list[tuple[int, int]], threads: int, kernels: tuple[int, int]
+) -> Shares:
     """How one batch is shared."""
-    batch = BATCHES[name]
     numbers = [threads, 32, 8, *kernels, len(batch), *(n for pair in batch for n in pair)]
     text = " ".join(map(str, numbers))
     ran = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
@@ -77,13 +78,23 @@ def test_threads_end_together(
     Where half of the threads saturate the memory, all of it takes an eighth more than it must: what
     is bound by memory and what is bound by arithmetic go on side by side.
     """
-    found = shares(program, name, threads, kernels)
+    found = shares(program, BATCHES[name], threads, kernels)
     assert found.uncovered == 0
     assert found.worst_over_mean < 1.2, found
     assert found.time_over_least < 1.125, found
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_one_short_sequence_is_an_item_a_thread(
+    program: Path, threads: int, kernels: tuple[int, int]
+) -> None:
+    """Its eight key heads are shared out, and nothing is joined."""
+    found = shares(program, [(1, 1024)], threads, kernels)
+    assert (found.items, found.joins) == (threads, 0)
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_planning_again_allocates_nothing(program: Path, name: str) -> None:
     """A plan keeps its memory, so that a steady state asks the system for none."""
-    assert shares(program, name, 8, KERNELS[1]).allocations == 0
+    assert shares(program, BATCHES[name], 8, KERNELS[1]).allocations == 0

@@ -2,7 +2,7 @@
 
 Ours reads a paged cache in the layout of the device's backend, its pages in a drawn order. SDPA
 gets what suits it best: contiguous keys, heads outside tokens. Calls go round over enough keys that
-none stays in a processor's cache.
+none stays in a processor's cache; those of a warm row read the same keys always.
 """
 
 import os

@@ -12,7 +12,7 @@ from mainboard import kernels
 from mainboard.benchmarking.calls import Calls, build
 from mainboard.benchmarking.limits import Limits
 from mainboard.benchmarking.rows import Row
-from mainboard.benchmarking.timing import Call, Clock, interleaved
+from mainboard.benchmarking.timing import Call, Clock, interleaved, warmed
 from mainboard.kernels import reference
 from mainboard.kernels.support import choose
 from mainboard.platforms import current_platform
@@ -132,6 +132,7 @@ def _fastest(peers: dict[str, Call], clock: Clock, warm_up: bool) -> dict[str, C
 
 def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: float) -> Result:
     served = choose(row.case.request(row.operator, device)).implementation.name
+    clock = warmed(clock) if row.warm else clock
     calls = build(row, device)
     error = _error(calls, row)
     # Seconds of work need no warming up, and leave no time for it.
