@@ -109,6 +109,40 @@ static double exponentials() {
   return static_cast<double>(kScores) * kRounds;
 }
 
+#if defined(__AMX_BF16__)
+static double multiply_and_soften() {
+  constexpr int kProducts = 32, kRounds = 1 << 7;
+  constexpr int kVectors = 2;  // for each product
+  const TileSession session;
+  alignas(64) float scores[kProducts * kVectors * kLanes];
+  for (float& score : scores) score = -1.0f;
+  for (int tile = 0; tile < 4; ++tile) _tile_zero(tile);
+  _tile_loadd(4, scores, kTileBytes);
+  _tile_loadd(5, scores, kTileBytes);
+  const SoftmaxExponential exponential;
+  Vec sum = zero();
+  const float* score = scores;
+  const auto soften = [&]() __attribute__((always_inline)) {
+    for (int i = 0; i < kVectors; ++i, score += kLanes) sum = sum + exponential(load(score));
+    settle(sum);
+  };
+  for (int round = 0; round < kRounds; ++round, score = scores) {
+    for (int i = 0; i < kProducts; i += 4) {
+      _tile_dpbf16ps(0, 4, 5);
+      soften();
+      _tile_dpbf16ps(1, 4, 5);
+      soften();
+      _tile_dpbf16ps(2, 4, 5);
+      soften();
+      _tile_dpbf16ps(3, 4, 5);
+      soften();
+    }
+  }
+  keep(sum);
+  return 2.0 * kRounds * kProducts * kTile * kTile * kTileDims;
+}
+#endif
+
 template <class Function>
 static void map(const float* from, float* to, int64_t n, Function function) {
   int64_t i = 0;
@@ -147,6 +181,11 @@ const Limits limits = {
     nullptr,
 #endif
     exponentials,
+#if defined(__AMX_BF16__)
+    multiply_and_soften,
+#else
+    nullptr,
+#endif
     {{"exp", exp_of},
      {"tanh", tanh_of},
      {"exp2", exp2_of},

@@ -52,8 +52,8 @@ double read_rate(const Limits& limits, double seconds, int64_t bytes) {
 
 #define MAINBOARD_EXPORT extern "C" __attribute__((visibility("default")))
 
-// `what` is read, fma, pair, tile or exp; `bytes` are read, by all threads together. 0 where there
-// is no such loop.
+// `what` is read, fma, pair, tile, exp or mix; `bytes` are read, by all threads together. 0 where
+// there is no such loop.
 MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, double seconds,
                                             int64_t bytes) {
   using namespace mainboard::cpu;
@@ -66,6 +66,7 @@ MAINBOARD_EXPORT double mainboard_cpu_limit(const char* isa, const char* what, d
               : name == "pair" ? limits->multiply_pairs
               : name == "tile" ? limits->multiply_tiles
               : name == "exp"  ? limits->exponentials
+              : name == "mix"  ? limits->multiply_and_soften
                                : nullptr;
   if (loop == nullptr) return 0.0;
   return total_rate(seconds, [&](int64_t, int64_t) { return loop; });

@@ -13,6 +13,9 @@ struct Limits {
   double (*multiply_pairs)();  // of bfloat16, by the vectors; null where they cannot
   double (*multiply_tiles)();  // null where there are no matrix tiles
   double (*exponentials)();
+  // Multiply-adds of tiles, with as many exponentials between them as a head dimension of 128 has,
+  // and nothing that waits for anything; null where there are no tiles.
+  double (*multiply_and_soften)();
   // What the kernels of this set compute with, by name; the last has none.
   struct Function {
     const char* name;

@@ -133,6 +133,10 @@ def test_a_bound_is_the_slowest_part() -> None:
     slow = replace(LIMITS, exponentials=1e6)
     assert slow.bound(prefill).by == "exponentials"
     assert LIMITS.bound(replace(decode, warm=True)).by == "products"
+    shared = replace(LIMITS, softened=1e11)
+    assert shared.bound(prefill) == limits.Bound(prefill.flops / 1e11, "products and exponentials")
+    wide = replace(prefill, case=replace(prefill.case, head_dim=256))
+    assert shared.bound(wide).by == "products"
     better = LIMITS.better(limits.Limits(2e10, {"bfloat16": 1.0, "float16": 3.0}))
     assert better == limits.Limits(2e10, LIMITS.products | {"float16": 3.0}, 1e10)
 

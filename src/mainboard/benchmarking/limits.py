@@ -22,6 +22,7 @@ __all__ = ["Bound", "Limits", "measure_limits"]
 
 _GPU_PRODUCT = 8192
 _READ_BYTES = 1 << 30
+_SOFTENED_FLOPS = 2 * (128 + 128)  # for each exponential
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class Limits:
         bandwidth: of reading; on a GPU of a copy, read and written.
         products: by the operands' dtype.
         exponentials: of the kernels' own function.
+        softened: products of bfloat16 on matrix tiles that share the processor with the exponentials
+            of a head dimension of 128.
         details: each measurement by its name, in the same units.
     """
 
     bandwidth: float
     products: dict[str, float]
     exponentials: float = 0.0
+    softened: float = 0.0
     details: dict[str, float] = field(default_factory=dict)
 
     def bound(self, row: Row) -> Bound:
@@ -56,6 +60,8 @@ class Limits:
             "products": (row.flops, product),
             "exponentials": (row.exponentials, self.exponentials),
         }
+        if row.case.dtype is torch.bfloat16 and row.flops <= _SOFTENED_FLOPS * row.exponentials:
+            parts["products and exponentials"] = (row.flops, self.softened)
         seconds = {name: work / rate for name, (work, rate) in parts.items() if rate > 0}
         by = max(seconds, key=lambda name: seconds[name])
         return Bound(seconds[by], by)
@@ -66,6 +72,7 @@ class Limits:
             max(self.bandwidth, other.bandwidth),
             _larger(self.products, other.products),
             max(self.exponentials, other.exponentials),
+            max(self.softened, other.softened),
             _larger(self.details, other.details),
         )
 
@@ -106,7 +113,7 @@ def _cpu(dtypes: set[torch.dtype], clock: Clock) -> Limits:
         loop.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_double, ctypes.c_int64)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         for isa in found.usable[found.usable.index(found.active or found.usable[0]) :]:
-            for what in ("read", "fma", "pair", "tile", "exp"):
+            for what in ("read", "fma", "pair", "tile", "exp", "mix"):
                 seconds = 0.6 if what == "read" else 0.15
                 if what == "read" and details:
                     continue  # reads are as fast with any of them
@@ -127,7 +134,8 @@ def _cpu(dtypes: set[torch.dtype], clock: Clock) -> Limits:
         for dtype in dtypes
     }
     read = _largest(details, "read") or _sum_bandwidth(clock)
-    return Limits(read, products, _largest(details, "exp"), details)
+    softened = _largest(details, "mix")
+    return Limits(read, products, _largest(details, "exp"), softened, details)
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -154,7 +162,7 @@ def _gpu(device: str, dtypes: set[torch.dtype], clock: Clock) -> Limits:
         _short(dtype): _product(dtype, _GPU_PRODUCT, device, clock, 0.2) for dtype in dtypes
     }
     details = {f"torch.mm {name}": rate for name, rate in products.items()}
-    return Limits(copied, products, 0.0, {"copy": copied, **details})
+    return Limits(copied, products, details={"copy": copied, **details})
 
 
 def measure_limits(device: str, dtypes: set[torch.dtype], clock: Clock) -> Limits:

@@ -195,6 +195,8 @@ def _show_limits(report: dict[str, Any], screen: Screen) -> None:
     ]
     if limits["exponentials"]:
         rows.append(("exponentials", f"{limits['exponentials'] / 1e9:.3g} G/s"))
+    if limits["softened"]:
+        rows.append(("bfloat16 and exponentials", f"{limits['softened'] / 1e12:.3g} TFLOP/s"))
     screen.table((), rows)
 
 
