@@ -62,16 +62,21 @@ constexpr double (*multiply_pairs)() = nullptr;
 #endif
 
 #if defined(__AMX_BF16__)
-static double multiply_tiles() {
-  constexpr int kRounds = 1 << 11;
-  const TileSession session;
-  alignas(64) static const uint16_t zeros[kTileWords * 2] = {};
-  _tile_loadd(4, zeros, kTileBytes);
-  _tile_loadd(5, zeros, kTileBytes);
+// Four sums, and two operands that are the same tile of memory.
+static void begin_products(const float* operand) {
+  _tile_loadd(4, operand, kTileBytes);
+  _tile_loadd(5, operand, kTileBytes);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+}
+
+static double multiply_tiles() {
+  constexpr int kRounds = 1 << 11;
+  const TileSession session;
+  alignas(64) static const float zeros[kTileWords] = {};
+  begin_products(zeros);
   for (int i = 0; i < kRounds; ++i) {
     _tile_dpbf16ps(0, 4, 5);
     _tile_dpbf16ps(1, 4, 5);
@@ -116,9 +121,7 @@ static double multiply_and_soften() {
   const TileSession session;
   alignas(64) float scores[kProducts * kVectors * kLanes];
   for (float& score : scores) score = -1.0f;
-  for (int tile = 0; tile < 4; ++tile) _tile_zero(tile);
-  _tile_loadd(4, scores, kTileBytes);
-  _tile_loadd(5, scores, kTileBytes);
+  begin_products(scores);
   const SoftmaxExponential exponential;
   Vec sum = zero();
   const float* score = scores;
