@@ -10,6 +10,31 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
+constexpr int kPieces = 4;       // of a step of 32 elements
+constexpr int kStepsAtOnce = 4;  // whose outputs are kept in tiles
+
+// The order of a row's elements in tiles: where a step's pieces of eight begin. Bytes are converted
+// 64 at a time and two steps share those; the other types keep their order.
+template <class T>
+constexpr int element_of(int step, int piece) {
+  return sizeof(T) == 1 ? step / 2 * 64 + piece * 16 + step % 2 * 8 : step * kTileDims + piece * 8;
+}
+template <class T>
+constexpr int row_steps(int64_t dim) {
+  return sizeof(T) == 1 ? static_cast<int>((dim + 63) / 64) * 2 : tile_steps(dim);
+}
+// A step of a row of bfloat16 in that order.
+template <class T>
+inline __m512i load_step(const char* row, int step, int64_t dim) {
+  __m128i piece[kPieces];
+  for (int i = 0; i < kPieces; ++i) {
+    const int d = element_of<T>(step, i);
+    piece[i] = d < dim ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * d))
+                       : _mm_setzero_si128();
+  }
+  return _mm512_loadu_si512(piece);
+}
+
 // The rows of one key head in tiles: the first 16 in tiles of 16, what is left in smaller ones,
 // which cost less.
 struct FewRowsSizes {
@@ -18,207 +43,238 @@ struct FewRowsSizes {
   int steps, value_steps;  // tiles along the elements
   int64_t q, o;            // words of one key head
 
-  FewRowsSizes(const Attention& a, int64_t tokens) {
-    rows = static_cast<int>(tokens * a.group);
+  FewRowsSizes(int few, int key_steps, int value) : rows(few), steps(key_steps) {
+    value_steps = value;
     sets = (rows + kTile - 1) / kTile;
     last = rows - (sets - 1) * kTile;
     width = lane_width(last);
-    steps = tile_steps(a.head_dim);
-    value_steps = tile_steps(a.value_dim);
     q = int64_t{sets} * steps * kTileWords;
     o = int64_t{2} * value_steps * kTile * ((sets - 1) * kTile + width);
   }
+  // Whether the last set's weights for even and for odd elements fit into one tile.
+  bool narrow() const { return width < kTile; }
+  // Whether that tile is all: the outputs of four steps are kept in tiles then.
+  bool single() const { return sets == 1 && narrow(); }
+  // Of a step's even elements, and then of its odd ones.
   LaneOutputs outputs(float* o, int set) const {
     return {o + int64_t{2} * value_steps * kTileWords * set, set + 1 < sets ? kTile : width,
             2 * value_steps};
   }
 };
 
-// Eight tiles, of which 4, 5 and 6 have as many rows as the last set has.
-inline void configure_few_rows(int rows) {
+// Eight tiles, of which the last ones have as many rows as the last set's weights have.
+inline void configure_few_rows(const FewRowsSizes& sizes) {
+  const int rows = sizes.narrow() ? sizes.width + sizes.last : sizes.last;
+  const int first = sizes.sets == 2 ? 4 : 3;
   alignas(64) uint8_t config[64] = {1};
   for (int t = 0; t < 8; ++t) {
     config[16 + 2 * t] = kTileBytes;
-    config[48 + t] = static_cast<uint8_t>(t >= 4 && t <= 6 ? rows : kTile);
+    config[48 + t] = static_cast<uint8_t>(t < first ? kTile : rows);
   }
   MAINBOARD_TILE_FENCE;
   _tile_loadconfig(config);
 }
 
-// Sixteen keys as a tile of bfloat16: the first row, and the way to the next.
-struct KeyTile {
+// Sixteen rows as a tile of bfloat16: the first row, and the way to the next.
+struct RowTile {
   const char* data;
   int64_t stride;
 };
 
-// A block's keys. What lies in bytes is converted into `to`; the rest stays where it is, but for
-// the last rows, behind which not everything is ours to read.
+// A block's keys or its values. What lies in bytes is converted a tile at a time, and only so many
+// tiles of it are kept: more would not fit into the first-level cache together with what else is
+// there. The rest stays where it is, but for the last rows, behind which not everything is ours to
+// read.
 template <class T>
-class BlockKeys {
+class BlockRows {
  public:
-  BlockKeys(char* to, int dim) : to_(to), dim_(dim), stride_(2 * int64_t{dim}) {}
+  BlockRows(char* to, int64_t dim, int steps, int kept)
+      : to_(to),
+        dim_(static_cast<int>(dim)),
+        kept_(kept),
+        stride_(kConverts ? steps * kTileBytes : 2 * dim) {}
 
-  void begin(const KeyRows& rows) {
+  void begin(const char* const* rows, int64_t offset, int count) {
     rows_ = rows;
-    const int n = rows.keys, past = n % kTile;
-    for (int i = n - past; kStays && i < n; ++i) {
-      std::memcpy(to_ + i * stride_, rows.key<char>(i), stride_);
+    offset_ = offset;
+    count_ = count;
+    tiles_ = (count + kTile - 1) / kTile;
+    if (kConverts || count % kTile == 0) return;
+    char* to = place(tiles_ - 1);
+    std::memset(to, 0, kTile * stride_);
+    for (int i = (tiles_ - 1) * kTile; i < count; ++i, to += stride_) {
+      std::memcpy(to, row(i), stride_);
     }
-    if (past != 0) std::memset(to_ + n * stride_, 0, (kTile - past) * stride_);
   }
-  MAINBOARD_INLINE void convert(int i) {
-    if constexpr (!kStays) {
-      if (i >= rows_.keys) return;
-      const T* from = rows_.key<T>(i);
-      char* to = to_ + i * stride_;
-      for (int d = 0; d < dim_; d += 2 * kTileDims, to += 2 * kTileBytes) {
-        const bool more = d + kTileDims < dim_;
-        const Halves x = more ? load_halves(from + d) : load_halves(from + d, kTileDims);
-        _mm512_storeu_si512(to, x.low);
-        if (more) _mm512_storeu_si512(to + kTileBytes, x.high);
+  int tiles() const { return tiles_; }
+  bool keeps_all() const { return kept_ * kTile >= kTileKeys; }
+
+  // Rows [first, first + n) of a tile, as far as there are any. Past the last one it is repeated.
+  MAINBOARD_INLINE void convert(int t, int first, int n) const {
+    if constexpr (kConverts) {
+      if (t >= tiles_) return;
+      const int last = count_ - 1 - t * kTile, end = first + n < kTile ? first + n : kTile;
+      const RowTile from = stored(t);
+      char* to = place(t) + first * stride_;
+      for (int i = first; i < end; ++i, to += stride_) {
+        convert_row(from.data + (i < last ? i : last) * from.stride, to);
       }
     }
   }
-  MAINBOARD_INLINE KeyTile tile(int t) const {
-    if (!kStays || t * kTile + kTile > rows_.keys) return {to_ + t * kTile * stride_, stride_};
-    const char* row = rows_.key<char>(t * kTile);
-    return {row, rows_.key<char>(t * kTile + 1) - row};
+  MAINBOARD_INLINE RowTile tile(int t) const {
+    return kConverts || t * kTile + kTile > count_ ? RowTile{place(t), stride_} : stored(t);
   }
 
  private:
-  static constexpr bool kStays = std::is_same_v<T, BFloat16>;
-  KeyRows rows_;
+  static constexpr bool kConverts = sizeof(T) == 1;
+  const char* row(int i) const { return rows_[i] + offset_; }
+  char* place(int t) const { return to_ + (t & (kept_ - 1)) * kTile * stride_; }
+  RowTile stored(int t) const {
+    const int i = t * kTile;
+    return {row(i), i + 1 < count_ ? row(i + 1) - row(i) : 0};
+  }
+  MAINBOARD_INLINE void convert_row(const char* from, char* to) const {
+    int d = 0;
+    for (; d + 64 <= dim_; d += 64, to += 2 * kTileBytes) {
+      store_halves(parted_halves_of(T{}, _mm512_loadu_si512(from + d)), to);
+    }
+    if (d < dim_) {
+      store_halves(parted_halves_of(T{}, _mm512_maskz_loadu_epi8(0xffffffff, from + d)), to);
+    }
+  }
+  static MAINBOARD_INLINE void store_halves(Halves x, char* to) {
+    _mm512_storeu_si512(to, x.low);
+    _mm512_storeu_si512(to + kTileBytes, x.high);
+  }
+
+  const char* const* rows_ = nullptr;
+  int64_t offset_ = 0;
+  int count_ = 0, tiles_ = 0;
   char* to_;
-  int dim_;
+  int dim_, kept_;
   int64_t stride_;
 };
 
-// A block's values as right-hand tiles [32 keys][column]: row j of a tile is keys j and 16 + j, its
-// column the lower or the upper half of each 8 of 32 elements.
-template <class T>
-class BlockValues {
- public:
-  BlockValues(uint32_t* to, int steps) : to_(to), steps_(steps) {}
-
-  void begin(const KeyRows& rows) { rows_ = rows; }
-  // The i'th of 32 pairs; keys past the last are zero.
-  MAINBOARD_INLINE void pair(int i) {
-    const int even = i / kTile * kTileDims + i % kTile, odd = even + kTile;
-    uint32_t* to = to_ + i / kTile * 2 * steps_ * kTileWords + i % kTile * kTile;
-    if (even / kTileDims * kTileDims >= rows_.keys) return;  // a tile without keys is left out
-    const char* first = even < rows_.keys ? rows_.value<char>(even) : nullptr;
-    const char* second = odd < rows_.keys ? rows_.value<char>(odd) : nullptr;
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      const __m512i none = _mm512_setzero_si512();
-      for (int step = 0; step < steps_; ++step) {
-        const int64_t at = step * kTileBytes;
-        store_pair(first == nullptr ? none : _mm512_loadu_si512(first + at),
-                   second == nullptr ? none : _mm512_loadu_si512(second + at), step, to);
-      }
-    } else {
-      const auto load = [&](const char* row, int step, bool more) {
-        if (row == nullptr) return Halves{_mm512_setzero_si512(), _mm512_setzero_si512()};
-        const T* from = reinterpret_cast<const T*>(row) + step * kTileDims;
-        return more ? load_halves(from) : load_halves(from, kTileDims);
-      };
-      for (int step = 0; step < steps_; step += 2) {
-        const bool more = step + 1 < steps_;
-        const Halves x = load(first, step, more), y = load(second, step, more);
-        store_pair(x.low, y.low, step, to);
-        if (more) store_pair(x.high, y.high, step + 1, to);
-      }
-    }
-  }
-  const uint32_t* tile(int depth, int column) const {
-    return to_ + (depth * 2 * steps_ + column) * kTileWords;
-  }
-
- private:
-  static MAINBOARD_INLINE void store_pair(__m512i even, __m512i odd, int step, uint32_t* to) {
-    to += 2 * step * kTileWords;
-    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(even, odd));
-    _mm512_storeu_si512(to + kTileWords, _mm512_unpackhi_epi16(even, odd));
-  }
-
-  KeyRows rows_;
-  uint32_t* to_;
-  int steps_;
-};
-
-// Scores of a block's keys: [set][key][16 rows]. `between` is called after each product or two.
+// Scores of a block's keys: [set][key][16 rows]. `between(t, step)` is called after the products of
+// a step of the t'th tile.
 template <class T, class Between>
-MAINBOARD_INLINE void multiply_few_keys(const FewRowsSizes& sizes, const BlockKeys<T>& k,
-                                        const uint32_t* q, int tiles, float* scores,
-                                        Between&& between) {
-  constexpr int64_t kSet = kTileKeys * kTile;
-  if (sizes.sets == 2) {
-    const uint32_t* second = q + sizes.steps * kTileWords;
-    for (int t = 0; t < tiles; ++t) {
-      const KeyTile key = k.tile(t);
-      _tile_zero(0);
+MAINBOARD_INLINE void multiply_few_keys(const FewRowsSizes& sizes, const BlockRows<T>& k,
+                                        const uint32_t* q, float* scores, Between&& between) {
+  const uint32_t* second = q + sizes.steps * kTileWords;
+  const int tiles = k.tiles();
+  for (int t = 0; t < tiles; ++t, scores += kTileWords) {
+    const RowTile key = k.tile(t);
+    _tile_zero(0);
+    if (sizes.sets == 2) {
       _tile_zero(1);
       for (int step = 0; step < sizes.steps; ++step) {
-        _tile_loadd(2, key.data + step * kTileBytes, key.stride);
+        _tile_stream_loadd(2, key.data + step * kTileBytes, key.stride);
         _tile_loadd(3, q + step * kTileWords, kTileBytes);
         _tile_dpbf16ps(0, 2, 3);
-        _tile_loadd(7, second + step * kTileWords, kTileBytes);
-        _tile_dpbf16ps(1, 2, 7);
-        between();
+        _tile_loadd(3, second + step * kTileWords, kTileBytes);
+        _tile_dpbf16ps(1, 2, 3);
+        between(t, step);
       }
-      _tile_stored(0, scores + t * kTileWords, kTileBytes);
-      _tile_stored(1, scores + kSet + t * kTileWords, kTileBytes);
+      _tile_stored(1, scores + kTileKeys * kTile, kTileBytes);
+    } else {
+      for (int step = 0; step < sizes.steps; ++step) {
+        _tile_stream_loadd(2, key.data + step * kTileBytes, key.stride);
+        _tile_loadd(1, q + step * kTileWords, kTileBytes);
+        _tile_dpbf16ps(0, 2, 1);
+        between(t, step);
+      }
     }
-    return;
-  }
-  for (int t = 0; t < tiles; t += 2) {
-    const KeyTile key = k.tile(t), next = k.tile(t + 1 < tiles ? t + 1 : t);
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int step = 0; step < sizes.steps; ++step) {
-      _tile_loadd(3, q + step * kTileWords, kTileBytes);
-      _tile_loadd(2, key.data + step * kTileBytes, key.stride);
-      _tile_dpbf16ps(0, 2, 3);
-      between();
-      _tile_loadd(7, next.data + step * kTileBytes, next.stride);
-      _tile_dpbf16ps(1, 7, 3);
-      between();
-    }
-    _tile_stored(0, scores + t * kTileWords, kTileBytes);
-    _tile_stored(1, scores + (t + 1) * kTileWords, kTileBytes);
+    _tile_stored(0, scores, kTileBytes);
   }
 }
 
-// Adds a block's weighted values to the outputs of one key head.
+// Adds a block's weighted values to the outputs of one key head. Values are words of two elements,
+// as they are stored; each row has weights that meet the even ones and weights that meet the odd.
+// Here both are in one tile.
 template <class T, class Between>
-MAINBOARD_INLINE void multiply_few_values(const FewRowsSizes& sizes, const BlockValues<T>& v,
-                                          const uint32_t* weights, int depths, float* output,
+MAINBOARD_INLINE void multiply_single_values(const FewRowsSizes& sizes, const BlockRows<T>& v,
+                                             const uint32_t* weights, float* output,
+                                             Between&& between) {
+  const int tiles = v.tiles(), words = 2 * sizes.width * kTile;
+  for (int begin = 0; begin < sizes.value_steps; begin += kStepsAtOnce) {
+    const int steps = sizes.value_steps - begin;
+    float* o = output + begin * words;
+    _tile_loadd(4, o, kTileBytes);
+    if (steps > 1) _tile_loadd(5, o + words, kTileBytes);
+    if (steps > 2) _tile_loadd(6, o + 2 * words, kTileBytes);
+    if (steps > 3) _tile_loadd(7, o + 3 * words, kTileBytes);
+    for (int t = 0; t < tiles; ++t) {
+      const RowTile value = v.tile(t);
+      const char* row = value.data + begin * kTileBytes;
+      _tile_loadd(3, weights + t * words, kTileBytes);
+      _tile_stream_loadd(2, row, value.stride);
+      _tile_dpbf16ps(4, 3, 2);
+      between(t, begin);
+      if (steps > 1) {
+        _tile_stream_loadd(2, row + kTileBytes, value.stride);
+        _tile_dpbf16ps(5, 3, 2);
+        between(t, begin + 1);
+      }
+      if (steps > 2) {
+        _tile_stream_loadd(2, row + 2 * kTileBytes, value.stride);
+        _tile_dpbf16ps(6, 3, 2);
+        between(t, begin + 2);
+      }
+      if (steps > 3) {
+        _tile_stream_loadd(2, row + 3 * kTileBytes, value.stride);
+        _tile_dpbf16ps(7, 3, 2);
+        between(t, begin + 3);
+      }
+    }
+    _tile_stored(4, o, kTileBytes);
+    if (steps > 1) _tile_stored(5, o + words, kTileBytes);
+    if (steps > 2) _tile_stored(6, o + 2 * words, kTileBytes);
+    if (steps > 3) _tile_stored(7, o + 3 * words, kTileBytes);
+  }
+}
+
+// The same for more rows, a step at a time.
+template <class T, class Between>
+MAINBOARD_INLINE void multiply_few_values(const FewRowsSizes& sizes, const BlockRows<T>& v,
+                                          const uint32_t* weights, float* output,
                                           Between&& between) {
-  const int width = sizes.width * kTile;  // words of a tile of the last set
-  const bool two = sizes.sets == 2, deep = depths == 2;
-  const uint32_t* last = weights + (sizes.sets - 1) * kWeightDepth * kTileWords;
+  const int tiles = v.tiles(), width = sizes.width * kTile;  // words of the last set's even weights
+  const bool two = sizes.sets == 2, wide = !sizes.narrow();
+  const uint32_t* last = weights + (sizes.sets - 1) * kWeightsOfSet;
   float* last_output = sizes.outputs(output, sizes.sets - 1).data;
-  if (two) _tile_loadd(0, weights, kTileBytes);
-  if (two && deep) _tile_loadd(1, weights + kTileWords, kTileBytes);
-  _tile_loadd(4, last, kTileBytes);
-  if (deep) _tile_loadd(5, last + width, kTileBytes);
-  for (int column = 0; column < 2 * sizes.value_steps; ++column) {
-    float* o = output + column * kTileWords;
-    float* p = last_output + column * width;
-    _tile_loadd(2, v.tile(0, column), kTileBytes);
-    _tile_loadd(6, p, kTileBytes);
-    _tile_dpbf16ps(6, 4, 2);
+  for (int step = 0; step < sizes.value_steps; ++step) {
+    float* o = output + step * 2 * kTileWords;
+    float* p = last_output + step * 2 * width;
+    _tile_loadd(4, p, kTileBytes);
+    if (wide) _tile_loadd(6, p + width, kTileBytes);
     if (two) {
-      _tile_loadd(3, o, kTileBytes);
-      _tile_dpbf16ps(3, 0, 2);
+      _tile_loadd(0, o, kTileBytes);
+      _tile_loadd(1, o + kTileWords, kTileBytes);
     }
-    if (deep) {
-      _tile_loadd(7, v.tile(1, column), kTileBytes);
-      _tile_dpbf16ps(6, 5, 7);
-      if (two) _tile_dpbf16ps(3, 1, 7);
+    for (int t = 0; t < tiles; ++t) {
+      const RowTile value = v.tile(t);
+      const uint32_t *x = weights + t * 2 * kTileWords, *y = last + t * 2 * width;
+      _tile_stream_loadd(2, value.data + step * kTileBytes, value.stride);
+      _tile_loadd(5, y, kTileBytes);
+      _tile_dpbf16ps(4, 5, 2);
+      if (wide) {
+        _tile_loadd(5, y + width, kTileBytes);
+        _tile_dpbf16ps(6, 5, 2);
+      }
+      if (two) {
+        _tile_loadd(3, x, kTileBytes);
+        _tile_dpbf16ps(0, 3, 2);
+        _tile_loadd(3, x + kTileWords, kTileBytes);
+        _tile_dpbf16ps(1, 3, 2);
+      }
+      between();
     }
-    between();
-    _tile_stored(6, p, kTileBytes);
-    if (two) _tile_stored(3, o, kTileBytes);
+    _tile_stored(4, p, kTileBytes);
+    if (wide) _tile_stored(6, p + width, kTileBytes);
+    if (two) {
+      _tile_stored(0, o, kTileBytes);
+      _tile_stored(1, o + kTileWords, kTileBytes);
+    }
   }
 }
 

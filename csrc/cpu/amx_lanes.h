@@ -32,6 +32,9 @@ struct LaneScores {
   }
 };
 
+// Words of the weights of a block for 16 rows.
+constexpr int kWeightsOfSet = 2 * kTileKeys / kTile * kTileWords;
+
 constexpr int lane_width(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 
 // A vector of scores from rows of 16 queries, of which the first kWidth are meant.
@@ -151,9 +154,10 @@ inline void raise_peaks(LaneRows& rows, Vec top, const LaneOutputs& o) {
   }
 }
 
-// The softmax over keys [key, key + 64) from scores [key][16 rows] to weights, left-hand tiles
-// [32 keys][row]: word j of a row is keys j and 16 + j of those. A peak stays until a score passes
-// it by more than 2^8: weights as large lose nothing.
+// The softmax over keys [key, key + 64) from scores [key][16 rows] to weights, left-hand rows
+// [16 keys][even, odd elements][row] of a word for each key: its weight meets one element of the
+// two in a word of values, and a zero the other. A peak stays until a score passes it by more than
+// 2^8: weights as large lose nothing.
 template <int kWidth>
 inline void soften_lanes(const LaneScores& f, LaneRows& rows, int64_t key, float* scores,
                          uint32_t* weights, const LaneOutputs& o) {
@@ -180,9 +184,15 @@ inline void soften_lanes(const LaneScores& f, LaneRows& rows, int64_t key, float
       word[i] = round_weights<Operands::bfloat16>(low, high);
     }
     transpose_lanes<kWidth>(word);
-    uint32_t* to = weights + part * kWidth * kTile;
+    uint32_t* to = weights + part * 4 * kWidth * kTile;
+    const __m512i lower = _mm512_set1_epi32(0xffff);
 #pragma GCC unroll 16
-    for (int r = 0; r < kWidth; ++r) _mm512_storeu_si512(to + r * kTile, word[r]);
+    for (int r = 0; r < kWidth; ++r, to += kTile) {  // word j: keys j and 16 + j of those
+      _mm512_storeu_si512(to, _mm512_and_si512(word[r], lower));
+      _mm512_storeu_si512(to + kWidth * kTile, _mm512_slli_epi32(word[r], 16));
+      _mm512_storeu_si512(to + 2 * kWidth * kTile, _mm512_srli_epi32(word[r], 16));
+      _mm512_storeu_si512(to + 3 * kWidth * kTile, _mm512_andnot_si512(lower, word[r]));
+    }
   }
   rows.sum = sum[0] + sum[1];
 }

@@ -1,10 +1,11 @@
 // Attention for a few query rows (decode, verification) on AMX tiles: bfloat16 queries, and keys
-// and values in bfloat16 or in one byte an element, which become bfloat16 a block at a time.
+// and values in bfloat16 or in one byte an element, which become bfloat16 a tile at a time.
 //
 // Keys are the left-hand operand of the scores as they are stored, so that scores come out
-// transposed (amx_lanes.h). Values are the right-hand operand of the outputs: two keys' elements in
-// a word, which takes one shuffle a vector, and columns in the shuffle's order. While a block's
-// keys are multiplied its values are paired, and meanwhile the next block is asked for.
+// transposed (amx_lanes.h). Values are the right-hand operand of the outputs as they are stored:
+// two elements of a key in a word, so that each row of weights is there twice, once for even
+// elements and once for odd ones. A block's values are multiplied after the next block's keys: its
+// softmax has those to hide behind.
 #pragma once
 
 #include "csrc/cpu/amx_blocks.h"
@@ -27,16 +28,22 @@ inline bool few_rows_serve(const Attention& a, const WorkItem& w) {
 }
 
 inline int64_t few_rows_scratch_floats(const Attention& a) {
-  const int64_t dims = a.head_dim + a.value_dim;
+  const int64_t dims = (row_steps<Int8>(a.head_dim) + row_steps<Int8>(a.value_dim)) * kTileDims;
   const int64_t queries_and_outputs = kMostKeyHeads * kFewRows * (kTile + dims);
-  const int64_t scores = kFewRows * kTileKeys, weights = kFewRows * kTileKeys / 2;
+  const int64_t scores = kFewRows * kTileKeys, weights = kFewRows / kTile * kWeightsOfSet;
   return queries_and_outputs + scores + weights + kTileKeys * dims / 2;
 }
 
 // Asks for a row, into the second-level cache. The empty statement keeps it: gcc leaves out
 // functions that do nothing else.
 MAINBOARD_INLINE void ask_row(const char* row, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) {
+  int64_t b = 0;
+  for (; b + 128 <= bytes; b += 128) {
+    __builtin_prefetch(row + b, 0, 2);
+    __builtin_prefetch(row + b + 64, 0, 2);
+    asm volatile("");
+  }
+  for (; b < bytes; b += 64) {
     __builtin_prefetch(row + b, 0, 2);
     asm volatile("");
   }
@@ -45,11 +52,12 @@ MAINBOARD_INLINE void ask_row(const char* row, int64_t bytes) {
 // So many rows in equal portions, one after each piece of other work.
 class Portions {
  public:
-  Portions(int rows, int pieces) : rows_(rows), each_((rows + pieces - 1) / pieces) {}
+  Portions(int rows, int pieces)
+      : rows_(rows), each_(pieces == 0 ? rows : (rows + pieces - 1) / pieces) {}
 
   template <class Row>
   MAINBOARD_INLINE void next(Row&& row) {
-    const int end = at_ + each_ < rows_ ? at_ + each_ : rows_;
+    const int end = rows_ - at_ < each_ ? rows_ : at_ + each_;
     for (; at_ < end; ++at_) row(at_);
   }
 
@@ -62,39 +70,56 @@ template <class T>
 class FewRows {
  public:
   FewRows(const Attention& a, const WorkItem& w, float* scratch)
-      : a_(a), w_(w), sizes_(a, w.query_end - w.query_begin), memory_(scratch) {
+      : a_(a),
+        w_(w),
+        sizes_(static_cast<int>((w.query_end - w.query_begin) * a.group), row_steps<T>(a.head_dim),
+               row_steps<T>(a.value_dim)),
+        memory_(scratch) {
     const int64_t heads = w.kv_heads;
     scores_ = take(kFewRows * kTileKeys);
-    weights_ = reinterpret_cast<uint32_t*>(take(kFewRows * kTileKeys / 2));
+    weights_ = reinterpret_cast<uint32_t*>(take(kFewRows / kTile * kWeightsOfSet));
     o_ = take(heads * sizes_.o);
     q_ = reinterpret_cast<uint32_t*>(take(heads * sizes_.q));
-    k_rows_ = reinterpret_cast<char*>(take(kTileKeys * a.head_dim / 2));
-    v_tiles_ = reinterpret_cast<uint32_t*>(take(kTileKeys * a.value_dim / 2));
+    k_rows_ = reinterpret_cast<char*>(take(kTileKeys * sizes_.steps * kTile));
+    v_rows_ = reinterpret_cast<char*>(take(kTileKeys * sizes_.value_steps * kTile));
     std::memset(o_, 0, sizeof(float) * heads * sizes_.o);
     for (int64_t head = 0; head < heads; ++head) begin_head(one_head(a, w, head), head);
   }
 
   void run() {
     const TileSession session;
-    configure_few_rows(sizes_.last);
+    configure_few_rows(sizes_);
     KeyWalk walk(a_, w_);
-    Block block;
-    int64_t key = 0, head = 0;
-    BlockKeys<T> k(k_rows_, static_cast<int>(a_.head_dim));
-    BlockValues<T> v(v_tiles_, sizes_.value_steps);
-    bool more = walk.take(&block.next, &key, &head);
-    k.begin(block.next);
-    for (int i = 0; i < block.next.keys; ++i) k.convert(i);
-    while (more) {
-      block.now = block.next;
-      const int64_t begin = key, now = head;
-      more = walk.take(&block.next, &key, &head);
-      attend(block, k, v, begin, now);
+    const bool few = sizes_.single() && sizes_.value_steps <= kStepsAtOnce;
+    BlockRows<T> k(k_rows_, a_.head_dim, sizes_.steps, 2);
+    BlockRows<T> v(v_rows_, a_.value_dim, sizes_.value_steps, few ? 2 : kTileKeys / kTile);
+    Turn last, now, next;
+    walk.take(&now.rows, &now.key, &now.head);
+    k.begin(now.rows.k, now.rows.k_offset, now.rows.keys);
+    k.convert(0, 0, kTile);
+    while (now.rows.keys != 0) {
+      walk.take(&next.rows, &next.key, &next.head);
+      v.begin(last.rows.v, last.rows.v_offset, last.rows.keys);
+      score(now, next, k, v);
+      k.begin(next.rows.k, next.rows.k_offset, next.rows.keys);
+      add_values(last, now, k, v);
+      soften(now.key, now.head, o_ + now.head * sizes_.o);
+      last = now;
+      now = next;
     }
+    v.begin(last.rows.v, last.rows.v_offset, last.rows.keys);
+    for (int t = 0; t < (v.keeps_all() ? v.tiles() : 1); ++t) v.convert(t, 0, kTile);
+    add_values(last, now, k, v);
     for (int64_t i = 0; i < w_.kv_heads; ++i) finish_head(one_head(a_, w_, i), i);
   }
 
  private:
+  // A block, its first key and its head; without keys where there is none.
+  struct Turn {
+    KeyRows rows;
+    int64_t key = 0, head = 0;
+  };
+
   float* take(int64_t floats) {
     float* block = memory_;
     memory_ += floats;
@@ -133,7 +158,7 @@ class FewRows {
       for (int step = 0; step < sizes_.steps; ++step) {
         __m512i word[kTile];
         for (int j = 0; j < kTile; ++j) {
-          word[j] = _mm512_loadu_si512(query[j] + step * kTileBytes);
+          word[j] = load_step<T>(query[j], step, a_.head_dim);
         }
         transpose_words(word);
         store_tile(word, q_ + head * sizes_.q + (set * sizes_.steps + step) * kTileWords);
@@ -141,35 +166,58 @@ class FewRows {
     }
   }
 
-  void attend(const Block& block, BlockKeys<T>& k, BlockValues<T>& v, int64_t key, int64_t head) {
-    const KeyRows &now = block.now, &next = block.next;
-    const int tiles = (now.keys + kTile - 1) / kTile;
-    const int64_t k_bytes = a_.head_dim * sizeof(T), v_bytes = a_.value_dim * sizeof(T);
-    float* o = o_ + head * sizes_.o;
+  // Scores of a block. While a tile is multiplied the next one is converted: of the keys, and then
+  // the first of the last block's values, or all of those where each is used more than once.
+  void score(const Turn& now, const Turn& next, const BlockRows<T>& keys,
+             const BlockRows<T>& values) {
+    const BlockRows<T> k = keys, v = values;  // which no store can change meanwhile
+    const int64_t bytes = a_.head_dim * sizeof(T);
+    const int tiles = k.tiles(), each = (kTile + sizes_.steps - 1) / sizes_.steps;
+    const bool all = v.keeps_all();
+    Portions asked(next.rows.keys, tiles * sizes_.steps);
     MAINBOARD_TILE_FENCE;
-    v.begin(now);
-    Portions pairs(kTileKeys / 2, tiles * sizes_.steps);
-    auto between_keys = [&]() __attribute__((always_inline)) {
-      pairs.next([&](int i) __attribute__((always_inline)) {
-        if (2 * i < next.keys) ask_row(next.key<char>(2 * i), k_bytes);
-        if (2 * i + 1 < next.keys) ask_row(next.key<char>(2 * i + 1), k_bytes);
-        v.pair(i);
-      });
+    multiply_few_keys(sizes_, k, q_ + now.head * sizes_.q, scores_,
+                      [&](int t, int step) __attribute__((always_inline)) {
+                        asked.next([&](int i) __attribute__((always_inline)) {
+                          ask_row(next.rows.template key<char>(i), bytes);
+                        });
+                        if (t + 1 < tiles) k.convert(t + 1, step * each, each);
+                        if (all || t + 1 == tiles) v.convert(all ? t : 0, step * each, each);
+                      });
+    MAINBOARD_TILE_FENCE;
+    for (int t = tiles; all && t < v.tiles(); ++t) v.convert(t, 0, kTile);
+  }
+
+  // Adds a block's values to its outputs. While a tile is multiplied the next one is converted: of
+  // the values, and then the first of the next keys.
+  void add_values(const Turn& turn, const Turn& next, const BlockRows<T>& keys,
+                  const BlockRows<T>& values) {
+    const BlockRows<T> k = keys, v = values;
+    const int64_t bytes = a_.value_dim * sizeof(T);
+    const int steps = sizes_.value_steps < kStepsAtOnce ? sizes_.value_steps : kStepsAtOnce;
+    const int tiles = v.tiles(), each = (kTile + steps - 1) / steps;
+    const bool ahead = !v.keeps_all();
+    auto ask = [&](int i) __attribute__((always_inline)) {
+      ask_row(next.rows.template value<char>(i), bytes);
     };
-    multiply_few_keys(sizes_, k, q_ + head * sizes_.q, tiles, scores_, between_keys);
+    Portions asked(next.rows.keys, tiles * sizes_.value_steps);
+    float* o = o_ + turn.head * sizes_.o;
     MAINBOARD_TILE_FENCE;
-    soften(key, head, o);
-    k.begin(next);
+    if (sizes_.single()) {
+      multiply_single_values(sizes_, v, weights_, o,
+                             [&](int t, int step) __attribute__((always_inline)) {
+                               asked.next(ask);
+                               if (!ahead) return;
+                               if (t + 1 < tiles) v.convert(t + 1, step * each, each);
+                               if (t + 1 == tiles) k.convert(0, step * each, each);
+                             });
+    } else {
+      multiply_few_values(sizes_, v, weights_, o,
+                          [&]() __attribute__((always_inline)) { asked.next(ask); });
+    }
     MAINBOARD_TILE_FENCE;
-    Portions rows(kTileKeys, 2 * sizes_.value_steps);
-    auto between_values = [&]() __attribute__((always_inline)) {
-      rows.next([&](int i) __attribute__((always_inline)) {
-        if (i < next.keys) ask_row(next.value<char>(i), v_bytes);
-        k.convert(i);
-      });
-    };
-    multiply_few_values(sizes_, v, weights_, (tiles + 1) / 2, o, between_values);
-    MAINBOARD_TILE_FENCE;
+    if (!ahead || tiles == 0) k.convert(0, 0, kTile);
+    for (int i = 0; tiles == 0 && i < next.rows.keys; ++i) ask(i);
   }
 
   void soften(int64_t key, int64_t head, float* o) {
@@ -177,7 +225,7 @@ class FewRows {
     LaneRows* lanes = lanes_[head];
     const int last = sizes_.sets - 1;
     float* scores = scores_ + last * kTileKeys * kTile;
-    uint32_t* weights = weights_ + last * kWeightDepth * kTileWords;
+    uint32_t* weights = weights_ + last * kWeightsOfSet;
     if (last == 1) soften_lanes<16>(f, lanes[0], key, scores_, weights_, sizes_.outputs(o, 0));
     const LaneOutputs outputs = sizes_.outputs(o, last);
     if (sizes_.width == 4) {
@@ -195,15 +243,26 @@ class FewRows {
       const int set = row / kTile, lane = row % kTile;
       const LaneRows& lanes = lanes_[head][set];
       const LaneOutputs outputs = sizes_.outputs(o_ + head * sizes_.o, set);
-      for (int column = 0; column < outputs.columns; ++column) {
-        const float* from = outputs.data + (column * outputs.width + lane) * kTile;
-        store(line + column * kTile, load(from));
+      for (int step = 0; step < sizes_.value_steps; ++step) {
+        const float* even = outputs.data + (2 * step * outputs.width + lane) * kTile;
+        finish_step(load(even), load(even + outputs.width * kTile), step, line);
       }
-      part_values(line, static_cast<int>(a_.value_dim));
       alignas(64) float peak[kTile], sum[kTile];
       store(peak, lanes.peak);
       store(sum, sum_of_keys(lanes.sum, outputs.width));
       finish_row(a_, w, row, line, peak[lane] * kLn2, sum[lane]);
+    }
+  }
+  // Puts the even and odd elements of a step where they belong.
+  void finish_step(Vec even, Vec odd, int step, float* line) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    alignas(64) float both[2 * kTile];
+    store(both, _mm512_permutex2var_ps(even, low, odd));
+    store(both + kTile, _mm512_permutex2var_ps(even, high, odd));
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int d = element_of<T>(step, piece);
+      if (d < a_.value_dim) std::memcpy(line + d, both + 8 * piece, 8 * sizeof(float));
     }
   }
   static Vec sum_of_keys(Vec sum, int width) {
@@ -216,8 +275,8 @@ class FewRows {
   FewRowsSizes sizes_;
   float* memory_;
   float *scores_, *o_;
-  uint32_t *weights_, *q_, *v_tiles_;
-  char* k_rows_;
+  uint32_t *weights_, *q_;
+  char *k_rows_, *v_rows_;
   LaneRows lanes_[kMostKeyHeads][kFewRows / kTile];
 };
 

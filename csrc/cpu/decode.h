@@ -144,8 +144,8 @@ class KeyWalk {
       run_ = a.page_size < kMostKeys ? a.page_size : kMostKeys;
     }
   }
-  // The next block's first key and its head within the item, or false. Rows stay valid for one more
-  // block.
+  // The next block's first key and its head within the item, or false. Rows stay valid for two more
+  // blocks.
   bool take(KeyRows* rows, int64_t* key, int64_t* head) {
     if (at_ == end_ - begin_) {
       at_ = 0;
@@ -165,13 +165,14 @@ class KeyWalk {
 
  private:
   static constexpr int64_t kMostKeys = 128;  // that one head is given before the next head's turn
+  static constexpr int kBuffers = 3;
 
   bool open_run() {
     head_ = 0;
     begin_ = end_;
     if (begin_ >= w_.key_end) return false;
     end_ = clamp((begin_ / run_ + 1) * run_, 0, w_.key_end);
-    buffer_ = 1 - buffer_;
+    buffer_ = (buffer_ + 1) % kBuffers;
     const int n = static_cast<int>(end_ - begin_);
     key_rows(a_.k, w_.sequence, a_.page_size, begin_, w_.kv_head, n, k_[buffer_]);
     key_rows(a_.v, w_.sequence, a_.page_size, begin_, w_.kv_head, n, v_[buffer_]);
@@ -183,7 +184,7 @@ class KeyWalk {
   int64_t run_, begin_, end_;
   int64_t head_ = kUnbounded;  // so that the first block opens a run
   int at_ = 0, buffer_ = 0;
-  const char *k_[2][kMostKeys], *v_[2][kMostKeys];
+  const char *k_[kBuffers][kMostKeys], *v_[kBuffers][kMostKeys];
 };
 
 template <class Math>

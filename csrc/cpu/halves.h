@@ -25,7 +25,7 @@ struct HalvesOfBytes {
 template <class T>
 static constexpr HalvesOfBytes<T> halves_of_bytes{};
 
-// 64 bfloat16 in order.
+// 64 bfloat16, in order where nothing else is said.
 struct Halves {
   __m512i low, high;
 };
@@ -69,18 +69,28 @@ inline Halves look_up_halves(__m512i magnitudes, __m512i bytes) {
 inline Halves unpack_halves(Halves bytes) {
   return {_mm512_unpacklo_epi8(bytes.low, bytes.high), _mm512_unpackhi_epi8(bytes.low, bytes.high)};
 }
+// The bytes of 64 elements' bfloat16.
 template <class T>
-inline Halves halves_of(T, __m512i raw) {
-  const __m512i bytes = order_to_unpack(raw);
-  return unpack_halves(look_up_halves<T>(bytes, bytes));
+inline Halves look_up_bytes(T, __m512i bytes) {
+  return look_up_halves<T>(bytes, bytes);
 }
-inline Halves halves_of(Int8, __m512i raw) {
-  const __m512i bytes = order_to_unpack(raw), least = _mm512_set1_epi8(-128);
-  Halves halves = look_up_halves<Int8>(_mm512_abs_epi8(bytes), bytes);
+inline Halves look_up_bytes(Int8, __m512i bytes) {
+  const __m512i magnitudes = _mm512_abs_epi8(bytes);
+  Halves halves = look_up_halves<Int8>(magnitudes, bytes);
   // -128 has no magnitude of seven bits, and was taken for -0; its bfloat16 is 0xc300.
-  halves.high = _mm512_mask_mov_epi8(halves.high, _mm512_cmpeq_epi8_mask(bytes, least),
+  halves.high = _mm512_mask_mov_epi8(halves.high, _mm512_movepi8_mask(magnitudes),
                                      _mm512_set1_epi8(static_cast<char>(0xc3)));
-  return unpack_halves(halves);
+  return halves;
+}
+template <class T>
+inline Halves halves_of(T type, __m512i raw) {
+  return unpack_halves(look_up_bytes(type, order_to_unpack(raw)));
+}
+// The same without the effort to keep them in order: of each 16 elements, `low` has the first eight
+// and `high` the others.
+template <class T>
+inline Halves parted_halves_of(T type, __m512i raw) {
+  return unpack_halves(look_up_bytes(type, raw));
 }
 
 // 64 elements, or the first `count` of them and zeros, which are not read.

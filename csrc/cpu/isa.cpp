@@ -54,10 +54,8 @@ static int64_t scratch_floats(const Attention& a) {
 
 static bool dot_is_best(const Attention& a, const WorkItem& w) {
 #if defined(__AMX_BF16__)
-  // Rows that fill enough of a tile; converting int8 takes longer than multiplying few of them.
-  const int64_t fewest = a.k.dtype == DType::i8 ? 9 : 3;
-  const int64_t rows = (w.query_end - w.query_begin) * a.group;
-  if (rows >= fewest && few_rows_serve(a, w)) return false;
+  constexpr int64_t kFewest = 3;  // rows that fill enough of a tile
+  if ((w.query_end - w.query_begin) * a.group >= kFewest && few_rows_serve(a, w)) return false;
 #endif
   return dot_serves(a, w);
 }
