@@ -183,16 +183,19 @@ def merge_attention_states(
     out: Tensor, out_lse: Tensor | None, a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor
 ) -> None:
     """Join two results over disjoint keys, [tokens, heads, dim] with LSE [heads, tokens]."""
-    total = torch.logaddexp(a_lse.float(), b_lse.float())
-    finite = torch.where(total == float("-inf"), 0.0, total)
+    top = torch.maximum(a_lse.float(), b_lse.float())
+    finite = torch.where(top == float("-inf"), 0.0, top)
+    shares = [torch.exp(lse.float() - finite) for lse in (a_lse, b_lse)]
+    total = shares[0] + shares[1]
     merged = torch.zeros_like(out, dtype=torch.float32)
-    for x, lse in ((a, a_lse), (b, b_lse)):
-        weight = torch.exp(lse.float() - finite).T[..., None]
+    for x, share in zip((a, b), shares, strict=True):
+        # Not exp(lse - log-sum-exp): one of 90 is rounded by 4e-6, and so would the weight be.
+        weight = (share / total).T[..., None]
         # A part with no keys may hold anything; it must not be read.
         merged += torch.where(weight > 0, x.float() * weight, 0.0)
     out.copy_(merged)
     if out_lse is not None:
-        out_lse.copy_(total)
+        out_lse.copy_(finite + torch.log(total))
 
 
 def _bytes(cache: Tensor) -> Tensor:
