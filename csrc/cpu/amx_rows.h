@@ -34,8 +34,9 @@ inline int64_t few_rows_scratch_floats(const Attention& a) {
   return queries_and_outputs + scores + weights + kTileKeys * dims / 2;
 }
 
-// Asks for a row, into the second-level cache. The empty statement keeps it: gcc leaves out
-// functions that do nothing else.
+// Asks for a row, into the second-level cache. Two lines at a time, because a row of bytes has no
+// more and the loop itself is felt there. The empty statement keeps it: gcc leaves out functions
+// that do nothing else.
 MAINBOARD_INLINE void ask_row(const char* row, int64_t bytes) {
   int64_t b = 0;
   for (; b + 128 <= bytes; b += 128) {

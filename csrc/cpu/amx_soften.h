@@ -135,7 +135,7 @@ struct Softening {
     uint32_t* row = weights + half * kWeightDepth * kTileWords + i * kTile;
     const Vec even = weight(product, 2 * i, h), odd = weight(product + kTilePanel, 2 * i + 1, h);
     h.sum = h.sum + (even + odd);
-    settle(h.sum);
+    pin(h.sum);
     if constexpr (kOperands == Operands::pairs) {
       __m512i higher, lower;
       split_weights(even, odd, &higher, &lower);

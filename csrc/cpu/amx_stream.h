@@ -45,6 +45,7 @@ class TileStream {
       shape_exponents(a_, plan_.factors, next, top);
     } else if (!low) {
       if (hidden) hide_products(next);
+      // A step that is not late has found the peaks already, of what is hidden too.
       if (looks && (hidden || kLate<kOperands, kScore>)) {
         find_peaks<kScore>(plan_.factors, next, top);
       }

@@ -67,8 +67,8 @@ MAINBOARD_INLINE Vec held(float x) {
 
 // Keeps an operation where it stands: the compiler would move a sum that is used later behind the
 // work that follows, and spill what it is made of.
-MAINBOARD_INLINE void settle(Vec& v) { asm volatile("" : "+v"(v)); }
-MAINBOARD_INLINE void settle(__m512i& v) { asm volatile("" : "+v"(v)); }
+MAINBOARD_INLINE void pin(Vec& v) { asm volatile("" : "+v"(v)); }
+MAINBOARD_INLINE void pin(__m512i& v) { asm volatile("" : "+v"(v)); }
 
 // 2^x with a polynomial of four or five powers, relative error below 2.7e-6 or 1.6e-7; 0 for -inf.
 template <int Powers>
@@ -132,7 +132,7 @@ class LowCap {
     const Vec square = x * x;
     const __m512i high = _mm512_add_epi32(_mm512_castps_si512(square), to_high_);
     seen_ = _mm512_or_si512(seen_, high);
-    settle(seen_);
+    pin(seen_);
     return square;
   }
   // Of all that it was called with; NaN is not low.

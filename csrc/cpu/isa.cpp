@@ -68,8 +68,6 @@ static void attend(const Attention& a, const WorkItem& w, float* scratch) {
   for (int64_t i = 0; i < w.kv_heads; ++i) attend_many_rows(a, one_head(a, w, i), scratch);
 }
 
-constexpr int64_t kMostParts = 256;
-
 // The share of a row's result that each of its parts has: exp(lse[p]) / sum_p exp(lse[p]), where
 // the sum has a further score's share too. Returns the log of that sum.
 static float weigh_parts(const float* lse, int64_t stride, int64_t parts, float sink,

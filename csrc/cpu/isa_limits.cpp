@@ -127,7 +127,7 @@ static double multiply_and_soften() {
   const float* score = scores;
   const auto soften = [&]() __attribute__((always_inline)) {
     for (int i = 0; i < kVectors; ++i, score += kLanes) sum = sum + exponential(load(score));
-    settle(sum);
+    pin(sum);
   };
   for (int round = 0; round < kRounds; ++round, score = scores) {
     for (int i = 0; i < kProducts; i += 4) {

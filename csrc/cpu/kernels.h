@@ -79,9 +79,10 @@ inline WorkItem one_head(const Attention& a, const WorkItem& w, int64_t i) {
 }
 
 // The partial results of one block of queries, to be joined.
+constexpr int64_t kMostParts = 256;
 struct Join {
   WorkItem first;  // parts lie one behind another from first.partial
-  int64_t parts;
+  int64_t parts;   // at most kMostParts
 };
 
 struct Kernels {

@@ -7,10 +7,9 @@
 namespace mainboard::cpu {
 namespace {
 
-constexpr int64_t kKeyGrain = 64;     // ranges of keys begin at multiples of this
-constexpr int64_t kFewestKeys = 256;  // a smaller range is not worth joining
-constexpr int64_t kFixedKeys = 2048;  // range of the deterministic mode
-constexpr int64_t kMostParts = 256;
+constexpr int64_t kKeyGrain = 64;       // ranges of keys begin at multiples of this
+constexpr int64_t kFewestKeys = 256;    // a smaller range is not worth joining
+constexpr int64_t kFixedKeys = 2048;    // range of the deterministic mode
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
 constexpr int64_t kShortWork = 16384;   // keys that a thread reads before a second item is worth it
