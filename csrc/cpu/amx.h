@@ -15,7 +15,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kTileBlockRows = 1024;
 constexpr int kTilePanels = kTileBlockRows / kTilePanel;
-constexpr int kMostChunkBlocks = 8;
+constexpr int kMostChunkBlocks = 16;
 constexpr int64_t kChunkFloats = 128 * 1024;  // of packed keys and values, at most
 // A longer output is not found in the second-level cache by whoever reads it, so it is written
 // around the caches: what is only written need not be read first.
@@ -39,21 +39,22 @@ inline bool amx_serves(const Attention& a) {
 struct TileSizes {
   TileShape shape;
   int parts, chunk_blocks;
-  int64_t q, o, k, v, weights;  // of one panel, of one block
+  int64_t q, o;  // of one panel
+  BlockWords block;
 
   explicit TileSizes(const Attention& a) {
     shape = {tile_steps(a.head_dim), 2 * tile_steps(a.value_dim)};
     parts = tile_parts(a);
     q = int64_t{parts} * shape.steps * 2 * kTileWords;
     o = int64_t{shape.columns} * kTile * kTilePanel;
-    k = int64_t{parts} * shape.steps * (kTileKeys / kTile) * kTileWords;
-    v = int64_t{parts} * shape.columns * (kTileKeys / kTileDims) * kTileWords;
-    weights = int64_t{parts} * (kTileKeys / kTileDims) * 2 * kTileWords;
-    const int64_t fit = kChunkFloats / (k + v);
+    block.k = int64_t{parts} * shape.steps * kKeyTiles * kTileWords;
+    block.v = int64_t{parts} * shape.columns * kTileWords;
+    block.weights = int64_t{parts} * 2 * kTileWords;
+    const int64_t fit = kChunkFloats / (block.k + block.v);
     chunk_blocks = static_cast<int>(clamp(fit, 1, kMostChunkBlocks));
   }
-  int64_t total() const { return kTilePanels * (q + o) + chunk_blocks * (k + v) + stream(); }
-  int64_t stream() const { return 2 * (kMostRun * weights + kTileKeys * kTilePanel); }
+  int64_t total() const { return kTilePanels * (q + o) + chunk_blocks * (block.k + block.v) + stream(); }
+  int64_t stream() const { return 2 * (kMostRun * block.weights + kTileKeys * kTilePanel); }
 };
 
 inline int64_t amx_scratch_floats(const Attention& a) { return TileSizes(a).total(); }
@@ -144,7 +145,7 @@ inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& s
                        int64_t end, uint32_t* keys, uint32_t* values) {
   const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
   const char* row[kTileKeys];
-  for (int64_t key = begin; key < end; key += kTileKeys, keys += sizes.k, values += sizes.v) {
+  for (int64_t key = begin; key < end; key += kTileKeys, keys += sizes.block.k, values += sizes.block.v) {
     const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
     key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
     pack_keys<kParts<kOperands>>(row, n, dim, keys);
@@ -174,8 +175,8 @@ inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratc
     return block;
   };
   item.stream = take(sizes.stream());
-  item.keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.k));
-  item.values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.v));
+  item.keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.block.k));
+  item.values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.block.v));
   item.rows = (w.query_end - w.query_begin) * a.group;
   item.panels = static_cast<int>((item.rows + kTilePanel - 1) / kTilePanel);
   for (int i = 0; i < item.panels; ++i) {
@@ -194,16 +195,14 @@ template <Operands kOperands, Score kScore>
 inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& item, int64_t begin,
                          int64_t end) {
   const TileSizes& sizes = item.sizes;
-  TileStream<kOperands, kScore> stream(a, plan, sizes.shape, sizes.weights, item.stream);
+  TileStream<kOperands, kScore> stream(a, plan, sizes.shape, sizes.block, item.stream);
   for (int i = 0; i < item.panels; ++i) {
     TilePanel& p = item.panel[i];
     if (p.any_last < begin || p.any_first >= end) continue;
     const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
     const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
-    for (int64_t b = first; b <= last; ++b) {
-      stream.push(&p, begin + b * kTileKeys, static_cast<int>(last - b) + 1,
-                  item.keys + b * sizes.k, item.values + b * sizes.v);
-    }
+    stream.push_row(&p, begin + first * kTileKeys, static_cast<int>(last - first) + 1,
+                    item.keys + first * sizes.block.k, item.values + first * sizes.block.v);
   }
   stream.drain();
 }

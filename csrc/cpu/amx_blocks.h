@@ -107,7 +107,7 @@ class BlockRows {
     }
   }
   int tiles() const { return tiles_; }
-  bool keeps_all() const { return kept_ * kTile >= kTileKeys; }
+  bool keeps_all() const { return kept_ * kTile >= kFewKeys; }
 
   // Rows [first, first + n) of a tile, as far as there are any. Past the last one it is repeated.
   MAINBOARD_INLINE void convert(int t, int first, int n) const {
@@ -175,7 +175,7 @@ MAINBOARD_INLINE void multiply_few_keys(const FewRowsSizes& sizes, const BlockRo
         _tile_dpbf16ps(1, 2, 3);
         between(t, step);
       }
-      _tile_stored(1, scores + kTileKeys * kTile, kTileBytes);
+      _tile_stored(1, scores + kFewKeys * kTile, kTileBytes);
     } else {
       for (int step = 0; step < sizes.steps; ++step) {
         _tile_stream_loadd(2, key.data + step * kTileBytes, key.stride);

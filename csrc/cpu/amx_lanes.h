@@ -32,8 +32,10 @@ struct LaneScores {
   }
 };
 
+constexpr int kFewKeys = 64;  // keys of a block
+
 // Words of the weights of a block for 16 rows.
-constexpr int kWeightsOfSet = 2 * kTileKeys / kTile * kTileWords;
+constexpr int kWeightsOfSet = 2 * kFewKeys / kTile * kTileWords;
 
 constexpr int lane_width(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 
@@ -104,7 +106,7 @@ inline Vec shape_lanes(const LaneScores& f, const LaneRows& rows, int64_t key, c
   __m512i at = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(key)),
                                 _mm512_srli_epi32(lane, __builtin_ctz(kWidth)));
   Vec top = set1(-INFINITY);
-  for (int i = 0; i < kTileKeys / kKeys; ++i) {
+  for (int i = 0; i < kFewKeys / kKeys; ++i) {
     Vec x = load_lanes<kWidth>(scores + i * kKeys * kTile);
     x = f.capped ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero()) : x * set1(f.factor);
     if (f.linear) {
@@ -126,7 +128,7 @@ template <int kWidth>
 MAINBOARD_INLINE Vec gather_lanes(const float* scores, float* to) {
   constexpr int kKeys = kTile / kWidth;
   Vec top[4];
-  for (int i = 0; i < kTileKeys / kKeys; i += 4) {
+  for (int i = 0; i < kFewKeys / kKeys; i += 4) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const Vec x = load_lanes<kWidth>(scores + (i + j) * kKeys * kTile);
@@ -162,9 +164,9 @@ template <int kWidth>
 inline void soften_lanes(const LaneScores& f, LaneRows& rows, int64_t key, float* scores,
                          uint32_t* weights, const LaneOutputs& o) {
   constexpr int kVecs = kWidth;  // of 16 keys
-  alignas(64) float gathered[kWidth == kTile ? kTile : kTileKeys * kWidth];
+  alignas(64) float gathered[kWidth == kTile ? kTile : kFewKeys * kWidth];
   float* x = kWidth == kTile ? scores : gathered;
-  const bool plain = f.plain && rows.all_first <= key && key + kTileKeys - 1 <= rows.all_last;
+  const bool plain = f.plain && rows.all_first <= key && key + kFewKeys - 1 <= rows.all_last;
   Vec top = plain ? gather_lanes<kWidth>(scores, x) : shape_lanes<kWidth>(f, rows, key, scores, x);
   top = across_keys<kWidth>(top, [](Vec a, Vec b) { return max(a, b); });
   const Vec factor = set1(plain ? f.factor : 1.0f);
@@ -172,7 +174,7 @@ inline void soften_lanes(const LaneScores& f, LaneRows& rows, int64_t key, float
   if (_mm512_cmp_ps_mask(top, rows.peak + set1(8.0f), _CMP_GT_OQ) != 0) raise_peaks(rows, top, o);
   const Exp2<4> exp2;
   Vec sum[2] = {rows.sum, zero()};
-  for (int part = 0; part < kWeightDepth; ++part) {  // of 32 keys
+  for (int part = 0; part < kFewKeys / kTileDims; ++part) {  // of 32 keys
     __m512i word[kVecs];
 #pragma GCC unroll 16
     for (int i = 0; i < kVecs; ++i) {

@@ -20,7 +20,7 @@ template <Operands kOperands>
 constexpr int kValueProducts = kParts<kOperands> == 1 ? 1 : 3;
 
 // Blocks of one panel whose values are added together, each sum loaded and stored once for all.
-constexpr int kMostRun = 4;
+constexpr int kMostRun = 8;
 struct TileRun {
   TilePanel* panel;
   int blocks = 0;
@@ -87,20 +87,15 @@ MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, S
 template <Operands kOperands, class Slice>
 MAINBOARD_INLINE void multiply_column(const TileShape& shape, const TileRun& run, int blocks,
                                       int column, Slice&& slice) {
-  constexpr int kDepth = kWeightDepth;
   float* o = run.panel->o + column * kTile * kTilePanel;
   begin_sums(o, run.fresh);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int block = 0; block < blocks; ++block) {
-    const uint32_t *v = run.v[block] + column * kDepth * kTileWords, *p = run.weights[block];
-#pragma GCC unroll 2
-    for (int i = 0; i < kDepth; ++i, v += kTileWords, p += kTileWords) {
-      if constexpr (kParts<kOperands> == 2) {
-        multiply_parts<false>(v, shape.columns * kDepth * kTileWords,
-                              {p, kDepth * kTileWords, 2 * kDepth * kTileWords}, slice);
-      } else {
-        multiply_two<kOperands>(v, p, kDepth * kTileWords, slice);
-      }
+    const uint32_t *v = run.v[block] + column * kTileWords, *p = run.weights[block];
+    if constexpr (kParts<kOperands> == 2) {
+      multiply_parts<false>(v, shape.columns * kTileWords, {p, kTileWords, 2 * kTileWords}, slice);
+    } else {
+      multiply_two<kOperands>(v, p, kTileWords, slice);
     }
   }
   store_sums(o);

@@ -16,7 +16,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kFewRows = 2 * kTile;  // most rows of a key head that this kernel takes
 constexpr int kMostKeyHeads = 8;     // that it reads in turn
-static_assert(kTileKeys == kDotKeys);
+static_assert(kFewKeys == kDotKeys);
 
 inline bool few_rows_hold(const Attention& a) {
   return a.q.dtype == DType::bf16 && a.k.dtype == a.v.dtype &&
@@ -30,8 +30,8 @@ inline bool few_rows_serve(const Attention& a, const WorkItem& w) {
 inline int64_t few_rows_scratch_floats(const Attention& a) {
   const int64_t dims = (row_steps<Int8>(a.head_dim) + row_steps<Int8>(a.value_dim)) * kTileDims;
   const int64_t queries_and_outputs = kMostKeyHeads * kFewRows * (kTile + dims);
-  const int64_t scores = kFewRows * kTileKeys, weights = kFewRows / kTile * kWeightsOfSet;
-  return queries_and_outputs + scores + weights + kTileKeys * dims / 2;
+  const int64_t scores = kFewRows * kFewKeys, weights = kFewRows / kTile * kWeightsOfSet;
+  return queries_and_outputs + scores + weights + kFewKeys * dims / 2;
 }
 
 // Asks for a row, into the second-level cache. Two lines at a time, because a row of bytes has no
@@ -77,12 +77,12 @@ class FewRows {
                row_steps<T>(a.value_dim)),
         memory_(scratch) {
     const int64_t heads = w.kv_heads;
-    scores_ = take(kFewRows * kTileKeys);
+    scores_ = take(kFewRows * kFewKeys);
     weights_ = reinterpret_cast<uint32_t*>(take(kFewRows / kTile * kWeightsOfSet));
     o_ = take(heads * sizes_.o);
     q_ = reinterpret_cast<uint32_t*>(take(heads * sizes_.q));
-    k_rows_ = reinterpret_cast<char*>(take(kTileKeys * sizes_.steps * kTile));
-    v_rows_ = reinterpret_cast<char*>(take(kTileKeys * sizes_.value_steps * kTile));
+    k_rows_ = reinterpret_cast<char*>(take(kFewKeys * sizes_.steps * kTile));
+    v_rows_ = reinterpret_cast<char*>(take(kFewKeys * sizes_.value_steps * kTile));
     std::memset(o_, 0, sizeof(float) * heads * sizes_.o);
     for (int64_t head = 0; head < heads; ++head) begin_head(one_head(a, w, head), head);
   }
@@ -93,7 +93,7 @@ class FewRows {
     KeyWalk walk(a_, w_);
     const bool few = sizes_.single() && sizes_.value_steps <= kStepsAtOnce;
     BlockRows<T> k(k_rows_, a_.head_dim, sizes_.steps, 2);
-    BlockRows<T> v(v_rows_, a_.value_dim, sizes_.value_steps, few ? 2 : kTileKeys / kTile);
+    BlockRows<T> v(v_rows_, a_.value_dim, sizes_.value_steps, few ? 2 : kFewKeys / kTile);
     Turn last, now, next;
     walk.take(&now.rows, &now.key, &now.head);
     k.begin(now.rows.k, now.rows.k_offset, now.rows.keys);
@@ -225,7 +225,7 @@ class FewRows {
     const LaneScores f(a_, w_.kv_head + head);
     LaneRows* lanes = lanes_[head];
     const int last = sizes_.sets - 1;
-    float* scores = scores_ + last * kTileKeys * kTile;
+    float* scores = scores_ + last * kFewKeys * kTile;
     uint32_t* weights = weights_ + last * kWeightsOfSet;
     if (last == 1) soften_lanes<16>(f, lanes[0], key, scores_, weights_, sizes_.outputs(o, 0));
     const LaneOutputs outputs = sizes_.outputs(o, last);

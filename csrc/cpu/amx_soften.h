@@ -29,20 +29,24 @@ struct ScoreFactors {
 };
 
 // The running state of 32 queries. Scores are exponents of two here.
-struct TilePanel {
-  const uint32_t* q;
-  float* o;                      // [value elements][32]
+struct alignas(64) TilePanel {
   float reference[kTilePanel];   // what is subtracted from an exponent; near the peak
   float sum[kTilePanel];         // of the weights
   float slope[kTilePanel];       // ALiBi, times log2 e
   int32_t position[kTilePanel];  // of each query among the keys
   int32_t first[kTilePanel], last[kTilePanel];  // keys that each query sees
   int32_t any_first, any_last, all_first, all_last;
+  const uint32_t* q;
+  float* o;    // [value elements][32]
   bool begun;  // `reference` comes from scores
   bool fresh;  // nothing was added to `o` yet, which may hold anything
+
+  bool sees_all(int64_t key, int64_t keys) const {
+    return all_first <= key && key + keys - 1 <= all_last;
+  }
 };
 
-// A panel against a block of 64 keys.
+// A panel against a block of 32 keys.
 struct TileStep {
   TilePanel* panel = nullptr;
   int left;  // blocks of the panel that come in one row, this one included
@@ -52,18 +56,17 @@ struct TileStep {
   bool hidden_low;  // the scores are low products, and +inf where they are hidden
   bool moved;       // the output must be multiplied by `keep` first
   float keep[kTilePanel];
-  float* scores;      // [64][32]
-  uint32_t* weights;  // [part][half][32 keys] tiles
+  float* scores;      // [32 keys][32 queries]
+  uint32_t* weights;  // [part][half] tiles
 };
 
 struct TileShape {
-  int steps, columns;  // tiles along the queries' and the values' elements; columns are even
+  int steps, columns;  // tiles along the queries' and the values' elements
 };
 
 alignas(64) static const float kKeyIndex[kTileKeys] = {
-    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
-    22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
-    44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 // ALiBi's share of the exponent of a block's first key.
 inline Vec linear_start(const TileStep& s, int half) {
@@ -132,7 +135,7 @@ struct Softening {
   MAINBOARD_INLINE void pair(int64_t i) {
     SofteningHalf& h = half == 0 ? low : high;
     const float* product = scores + 2 * i * kTilePanel + half * kTile;
-    uint32_t* row = weights + half * kWeightDepth * kTileWords + i * kTile;
+    uint32_t* row = weights + half * kTileWords + i * kTile;
     const Vec even = weight(product, 2 * i, h), odd = weight(product + kTilePanel, 2 * i + 1, h);
     h.sum = h.sum + (even + odd);
     pin(h.sum);
@@ -140,7 +143,7 @@ struct Softening {
       __m512i higher, lower;
       split_weights(even, odd, &higher, &lower);
       _mm512_store_si512(row, higher);
-      _mm512_store_si512(row + 2 * kWeightDepth * kTileWords, lower);
+      _mm512_store_si512(row + 2 * kTileWords, lower);
     } else {
       _mm512_store_si512(row, round_weights<kOperands>(even, odd));
     }
@@ -225,10 +228,10 @@ inline void follow_peak(TileStep& s, const Vec* top) {
   s.moved = s.moved || moved != 0;
 }
 
-// Before a block under ALiBi: a reference moves, ahead where the slope is steep, when what the
-// block is sure to rise by would leave too little room. It stays below the peak to come, unless the
-// products fall by 2^40 within one block.
-inline void follow_rise(TileStep& s) {
+// Before the next `keys` keys under ALiBi: a reference moves, ahead where the slope is steep, when
+// what they are sure to rise by would leave too little room. It stays below the peak to come,
+// unless the products fall by 2^40 within those keys.
+inline void follow_rise(TileStep& s, int64_t keys) {
   TilePanel& p = *s.panel;
   const Vec room = set1(48.0f), kept = set1(40.0f);
   __mmask16 moved = 0;
@@ -237,8 +240,8 @@ inline void follow_rise(TileStep& s) {
     const Vec before = load(p.reference + half * kTile), sum = load(p.sum + half * kTile);
     const __m512i last = _mm512_loadu_si512(p.last + half * kTile);
     const __m512i left = _mm512_sub_epi32(last, _mm512_set1_epi32(static_cast<int>(s.key) - 1));
-    const Vec keys = _mm512_min_ps(_mm512_cvtepi32_ps(left), set1(kTileKeys));
-    const Vec rise = load(p.slope + half * kTile) * keys;
+    const Vec seen = _mm512_min_ps(_mm512_cvtepi32_ps(left), set1(static_cast<float>(keys)));
+    const Vec rise = load(p.slope + half * kTile) * seen;
     // The exponent of a sum of nothing is -inf, which is below everything.
     const Vec level = _mm512_getexp_ps(sum);
     const __mmask16 up = _mm512_cmp_ps_mask(level + rise, room, _CMP_GT_OQ);
@@ -258,7 +261,7 @@ inline void follow_rise(TileStep& s) {
 
 // The softmax of a block whose weights left their range, relative to its peaks.
 template <Operands kOperands, Score kScore>
-__attribute__((noinline)) void soften_again(const ScoreFactors& f, TileStep& s) {
+__attribute__((noinline)) void soften_block_again(const ScoreFactors& f, TileStep& s) {
   ScoreFactors seen = f;
   if (s.shaped) seen.factor = 1.0f;
   Vec top[2];

@@ -25,8 +25,8 @@ struct Slices {
   MAINBOARD_INLINE Slices(const TileShape& shape, const ScoreFactors& f, const TileStep& now,
                           const TileStep& next)
       : soft(f, now), peak(f, next) {
-    const int value_products = kValueProducts<kOperands> * shape.columns * 4;
-    const int products = kKeyProducts<kOperands> * shape.steps * 8 + value_products;
+    const int value_products = kValueProducts<kOperands> * shape.columns * 2;
+    const int products = kKeyProducts<kOperands> * shape.steps * 4 + value_products;
     pairs_each = (kTileKeys + products - 1) / products;
     rows_each = (kTileKeys + value_products - 1) / value_products;
   }
@@ -67,8 +67,8 @@ constexpr bool kFewSlices<FullSlices<Work>> = true;
 constexpr TileShape kFullShape{4, 8};  // 128 elements
 // Blocks in a run, unless it ends before: a reference that moves ends it, and ALiBi moves many.
 template <Operands kOperands, Score kScore>
-constexpr int kLongestRun = kScore == Score::linear  ? 1
-                            : kParts<kOperands> == 2 ? 2
+constexpr int kLongestRun = kScore == Score::linear  ? 2
+                            : kParts<kOperands> == 2 ? 4
                                                      : kMostRun;
 
 // The softmax of `now` between the scores of `next` and values, up to column `until`, of a run that

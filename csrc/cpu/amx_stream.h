@@ -8,55 +8,51 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
+// Words of a packed block, of its values and of its weights.
+struct BlockWords {
+  int64_t k, v, weights;
+};
+
 // Blocks of all panels, one after another: each is the next, then the current one, then part of a
 // run whose values are added.
 template <Operands kOperands, Score kScore>
 class TileStream {
   static constexpr int kRun = kLongestRun<kOperands, kScore>;
+  static constexpr int kColumns = kFullShape.columns / kRun;  // of a full step
 
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
-             int64_t weight_words, float* scratch)
-      : a_(a), plan_(plan), shape_(shape), weight_words_(weight_words) {
+             const BlockWords& words, float* scratch)
+      : a_(a),
+        plan_(plan),
+        shape_(shape),
+        full_shape_(shape.steps == kFullShape.steps && shape.columns == kFullShape.columns),
+        words_(words) {
     scores_[0] = scratch;
     scores_[1] = scratch + kTileKeys * kTilePanel;
     weights_ = reinterpret_cast<uint32_t*>(scratch + 2 * kTileKeys * kTilePanel);
   }
 
-  // A panel's next block; with it, `left` blocks come before those of another panel.
-  void push(TilePanel* panel, int64_t key, int left, const uint32_t* k, const uint32_t* v) {
-    TileStep& next = steps_[count_ % 2];
-    next.panel = panel;
-    next.left = left;
-    next.k = k;
-    next.v = v;
-    next.key = key;
-    next.scores = scores_[count_ % 2];
-    next.weights = weights_ + count_ % (2 * kRun) * weight_words_;
-    next.shaped = next.moved = next.hidden_low = false;
-    Vec top[2];
-    run(&next, top);
-    const bool hidden = panel->all_first > key || panel->all_last < key + kTileKeys - 1;
-    const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
-                     hide_low_products(plan_.factors, next, top);
-    const bool looks = !kLate<kOperands, kScore> || !panel->begun;
-    if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
-      next.shaped = true;
-      shape_exponents(a_, plan_.factors, next, top);
-    } else if (!low) {
-      if (hidden) hide_products(next);
-      // A step that is not late has found the peaks already, of what is hidden too.
-      if (looks && (hidden || kLate<kOperands, kScore>)) {
-        find_peaks<kScore>(plan_.factors, next, top);
+  // A panel's blocks of one row, whose keys begin at `key`.
+  void push_row(TilePanel* panel, int64_t key, int blocks, const uint32_t* k, const uint32_t* v) {
+    for (int at = 0; at < blocks; ++at, key += kTileKeys, k += words_.k, v += words_.v) {
+      TileStep& next = steps_[count_ % 2];
+      next.panel = panel;
+      next.left = blocks - at;
+      next.k = k;
+      next.v = v;
+      next.key = key;
+      next.scores = scores_[count_ % 2];
+      next.weights = weights_ + count_ % (2 * kRun) * words_.weights;
+      next.shaped = next.moved = next.hidden_low = false;
+      if (full_left_ == 0 && begins_full_run(next)) full_left_ = kRun;
+      if (full_left_ > 0) {
+        push_full(next);
+      } else {
+        push(next, at % kRun == 0);
       }
+      ++count_;
     }
-    if (looks || next.shaped || low) {
-      follow_peak<kOperands>(next, top);
-      panel->begun = true;
-    }
-    if (kLate<kOperands, kScore> && kScore == Score::linear) follow_rise(next);
-    if (next.moved && filling().blocks > 0) close();
-    ++count_;
   }
 
   // Runs what is still under way.
@@ -69,6 +65,60 @@ class TileStream {
   }
 
  private:
+  // Whether a run as long as any begins with this block, with nothing to do but full steps until
+  // all its blocks have been the next one.
+  bool begins_full_run(const TileStep& next) {
+    if (!kLate<kOperands, kScore> || kScore == Score::linear) return false;
+    const TileStep& now = steps_[(count_ + 1) % 2];
+    const bool between_runs = planned_ == kRun && filling().blocks == kRun - 1 &&
+                              added().blocks == kRun &&
+                              added().column == shape_.columns - kColumns;
+    return full_shape_ && between_runs && next.left >= kRun && next.panel->begun &&
+           !plan_.always_shaped && !now.shaped && !now.moved &&
+           next.panel->sees_all(next.key, kRun * kTileKeys);
+  }
+
+  // A block of such a run. A reference that has to move after all ends it.
+  void push_full(const TileStep& next) {
+    TileStep& now = steps_[(count_ + 1) % 2];
+    --full_left_;
+    if (added().column == 0) begin_values();
+    if (!run_unshaped(&next, now, added().column + kColumns, nullptr)) {
+      soften_again(now);
+      full_left_ = 0;
+    }
+    fill(now);
+  }
+
+  // Any other block. Of kRun blocks the first looks how far all of them may rise.
+  void push(TileStep& next, bool first) {
+    const TilePanel& panel = *next.panel;
+    Vec top[2];
+    run(&next, top);
+    const bool hidden = !panel.sees_all(next.key, kTileKeys);
+    const bool low = kScore == Score::capped && kLate<kOperands, kScore> && hidden &&
+                     hide_low_products(plan_.factors, next, top);
+    const bool looks = !kLate<kOperands, kScore> || !panel.begun;
+    if (plan_.always_shaped || (hidden && !low && kScore == Score::capped)) {
+      next.shaped = true;
+      shape_exponents(a_, plan_.factors, next, top);
+    } else if (!low) {
+      if (hidden) hide_products(next);
+      // A step that is not late has found the peaks already, of what is hidden too.
+      if (looks && (hidden || kLate<kOperands, kScore>)) {
+        find_peaks<kScore>(plan_.factors, next, top);
+      }
+    }
+    if (looks || next.shaped || low) {
+      follow_peak<kOperands>(next, top);
+      next.panel->begun = true;
+    }
+    if (kLate<kOperands, kScore> && kScore == Score::linear && first) {
+      follow_rise(next, kRun * kTileKeys);
+    }
+    if (next.moved && filling().blocks > 0) close();
+  }
+
   void run(const TileStep* next, Vec* top) {
     if (count_ == 0) {
       MAINBOARD_TILE_FENCE;
@@ -76,29 +126,15 @@ class TileStream {
       if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
       return;
     }
-    TileStep& now = steps_[(count_ - 1) % 2];
+    TileStep& now = steps_[(count_ + 1) % 2];
     if (filling().blocks == 0) planned_ = even_share(now.left);
-    // The columns of the run before end with the blocks of this one, in pairs.
-    const int pairs = shape_.columns / 2;
-    const int until = added().blocks == 0 ? 0 : 2 * (pairs * (filling().blocks + 1) / planned_);
+    // The columns of the run before end with the blocks of this one.
+    const int until =
+        added().blocks == 0 ? 0 : shape_.columns * (filling().blocks + 1) / planned_;
     if (until > 0 && added().column == 0) begin_values();
-    if (now.shaped) {
-      if (!run_step<kOperands, Score::plain, kScore>(shape_, plan_.factors, next, &now, added(),
-                                                     until, top)) {
-        soften_again<kOperands, Score::plain>(plan_.factors, now);
-      }
-    } else if (!run_unshaped(next, now, until, top)) {
-      if (now.hidden_low) {
-        shape_low(plan_.factors, now);
-        soften_again<kOperands, Score::plain>(plan_.factors, now);
-      } else {
-        soften_again<kOperands, kScore>(plan_.factors, now);
-      }
-    }
-    if (now.moved && filling().blocks > 0) {
-      close();
-      planned_ = even_share(now.left);
-    }
+    const bool kept = now.shaped ? run_as<Score::plain>(next, now, until, top)
+                                 : run_unshaped(next, now, until, top);
+    if (!kept) soften_again(now);
     fill(now);
   }
 
@@ -121,14 +157,22 @@ class TileStream {
   bool run_as(const TileStep* next, const TileStep& now, int until, Vec* top) {
     TileRun& run = added();
     if constexpr (kLate<kOperands, kScore>) {
-      if (next != nullptr && run.blocks == kRun &&
-          until == run.column + kFullShape.columns / kRun && shape_.steps == kFullShape.steps &&
-          shape_.columns == kFullShape.columns) {
+      if (full_shape_ && next != nullptr && run.blocks == kRun && until == run.column + kColumns) {
         return run_step<kOperands, kNow, kScore, true>(shape_, plan_.factors, next, &now, run,
                                                        until, top);
       }
     }
     return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, &now, run, until, top);
+  }
+
+  // The softmax of a block whose weights left their range.
+  void soften_again(TileStep& now) {
+    if (now.hidden_low) shape_low(plan_.factors, now);
+    if (now.shaped) {
+      soften_block_again<kOperands, Score::plain>(plan_.factors, now);
+    } else {
+      soften_block_again<kOperands, kScore>(plan_.factors, now);
+    }
   }
 
   // How many of `left` blocks go together so that the runs of a row are about as long.
@@ -139,6 +183,10 @@ class TileStream {
 
   // A block that has its weights becomes part of a run; one whose reference moved begins it.
   void fill(const TileStep& s) {
+    if (s.moved && filling().blocks > 0) {
+      close();
+      planned_ = even_share(s.left);
+    }
     TileRun& run = filling();
     if (run.blocks == 0) {
       run.panel = s.panel;
@@ -177,12 +225,14 @@ class TileStream {
   const Attention& a_;
   const ScorePlan& plan_;
   const TileShape shape_;
-  const int64_t weight_words_;
+  const bool full_shape_;
+  const BlockWords words_;
   TileStep steps_[2];
   TileRun runs_[2];
   int filling_ = 0;
   int planned_ = 0;        // blocks of the run that is filled
-  int taken_as_high_ = 0;  // blocks to come
+  int full_left_ = 0;      // blocks to come of a run of full steps
+  int taken_as_high_ = 0;  // blocks to come under a softcap
   float* scores_[2];
   uint32_t* weights_;
   int64_t count_ = 0;

@@ -14,10 +14,9 @@ constexpr int kTile = 16;       // rows of a tile, and its columns of 32 bits
 constexpr int kTileBytes = 64;  // one row
 constexpr int kTileDims = 32;   // bfloat16 in one row
 constexpr int kTileWords = kTile * kTile;
-constexpr int kTilePanel = 2 * kTile;                // queries that go together
-constexpr int kTileKeys = 64;                        // keys that go together
-constexpr int kKeyTiles = kTileKeys / kTile;         // their tiles along the keys
-constexpr int kWeightDepth = kTileKeys / kTileDims;  // their tiles of weights
+constexpr int kTilePanel = 2 * kTile;         // queries that go together
+constexpr int kTileKeys = kTileDims;          // keys that go together: one tile of weights
+constexpr int kKeyTiles = kTileKeys / kTile;  // their tiles as left-hand operands
 
 // What tiles hold: the elements as they are, or each float16 as a pair of bfloat16.
 enum class Operands { bfloat16, pairs, float16 };
@@ -202,11 +201,11 @@ inline void pack_queries(const char* const* query, int dim, uint32_t* to) {
   }
 }
 
-// Up to 64 keys as left-hand tiles [part][16 keys][step], rows as they are stored.
+// Up to 32 keys as left-hand tiles [part][16 keys][step], rows as they are stored.
 template <int Parts>
 inline void pack_keys(const char* const* key, int n, int dim, uint32_t* to) {
   const int steps = tile_steps(dim);
-  const int part_words = kTileKeys / kTile * steps * kTileWords;
+  const int part_words = kKeyTiles * steps * kTileWords;
   for (int i = 0; i < kTileKeys; ++i) {
     uint32_t* row = to + i / kTile * steps * kTileWords + i % kTile * kTile;
     for (int step = 0; step < steps; ++step) {
@@ -220,39 +219,35 @@ inline void pack_keys(const char* const* key, int n, int dim, uint32_t* to) {
   }
 }
 
-// Up to 64 values as left-hand tiles [part][16 elements][32 keys], transposed: row r of a tile is
-// element 16 column + r of 32 keys. Keys past the last are zero.
+// Up to 32 values as left-hand tiles [part][16 elements], transposed: row r of a tile is element
+// 16 column + r of all keys. Keys past the last are zero.
 template <int Parts>
 inline void pack_values(const char* const* value, int n, int dim, uint32_t* to) {
-  constexpr int kDepth = kTileKeys / kTileDims;
   const int steps = tile_steps(dim);
-  const int part_words = 2 * steps * kDepth * kTileWords;
-  for (int step = 0; step < steps; ++step) {
-    for (int depth = 0; depth < kDepth; ++depth) {
-      __m512i low[kTile], high[kTile];
-      for (int i = 0; i < kTile; ++i) {
-        const int key = depth * kTileDims + 2 * i;
-        const __m512i none = _mm512_setzero_si512();
-        const __m512i even = key < n ? load_elements(value[key], step, dim) : none;
-        const __m512i odd = key + 1 < n ? load_elements(value[key + 1], step, dim) : none;
-        // Words of two keys; lane l of `low` has elements 8 l .. 8 l + 3, of `high` the next 4.
-        low[i] = _mm512_unpacklo_epi16(even, odd);
-        high[i] = _mm512_unpackhi_epi16(even, odd);
-      }
-      uint32_t* tile = to + (2 * step * kDepth + depth) * kTileWords;
-      transpose_words(low);
-      transpose_words(high);
+  const int part_words = 2 * steps * kTileWords;
+  for (int step = 0; step < steps; ++step, to += 2 * kTileWords) {
+    __m512i low[kTile], high[kTile];
+    for (int i = 0; i < kTile; ++i) {
+      const int key = 2 * i;
+      const __m512i none = _mm512_setzero_si512();
+      const __m512i even = key < n ? load_elements(value[key], step, dim) : none;
+      const __m512i odd = key + 1 < n ? load_elements(value[key + 1], step, dim) : none;
+      // Words of two keys; lane l of `low` has elements 8 l .. 8 l + 3, of `high` the next 4.
+      low[i] = _mm512_unpacklo_epi16(even, odd);
+      high[i] = _mm512_unpackhi_epi16(even, odd);
+    }
+    transpose_words(low);
+    transpose_words(high);
 #pragma GCC unroll 16
-      for (int c = 0; c < kTile; ++c) {
-        const int element = c / 4 * 8 + c % 4;
-        uint32_t* row = tile + element / kTile * kDepth * kTileWords + element % kTile * kTile;
-        __m512i first[Parts], second[Parts];
-        split_elements<Parts>(low[c], first);
-        split_elements<Parts>(high[c], second);
-        for (int p = 0; p < Parts; ++p) {
-          _mm512_storeu_si512(row + p * part_words, first[p]);
-          _mm512_storeu_si512(row + p * part_words + 4 * kTile, second[p]);
-        }
+    for (int c = 0; c < kTile; ++c) {
+      const int element = c / 4 * 8 + c % 4;
+      uint32_t* row = to + element * kTile;
+      __m512i first[Parts], second[Parts];
+      split_elements<Parts>(low[c], first);
+      split_elements<Parts>(high[c], second);
+      for (int p = 0; p < Parts; ++p) {
+        _mm512_storeu_si512(row + p * part_words, first[p]);
+        _mm512_storeu_si512(row + p * part_words + 4 * kTile, second[p]);
       }
     }
   }
