@@ -53,7 +53,9 @@ struct TileSizes {
     const int64_t fit = kChunkFloats / (block.k + block.v);
     chunk_blocks = static_cast<int>(clamp(fit, 1, kMostChunkBlocks));
   }
-  int64_t total() const { return kTilePanels * (q + o) + chunk_blocks * (block.k + block.v) + stream(); }
+  int64_t total() const {
+    return kTilePanels * (q + o) + chunk_blocks * (block.k + block.v) + stream();
+  }
   int64_t stream() const { return 2 * (kMostRun * block.weights + kTileKeys * kTilePanel); }
 };
 
@@ -145,7 +147,8 @@ inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& s
                        int64_t end, uint32_t* keys, uint32_t* values) {
   const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
   const char* row[kTileKeys];
-  for (int64_t key = begin; key < end; key += kTileKeys, keys += sizes.block.k, values += sizes.block.v) {
+  for (int64_t key = begin; key < end;
+       key += kTileKeys, keys += sizes.block.k, values += sizes.block.v) {
     const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
     key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
     pack_keys<kParts<kOperands>>(row, n, dim, keys);

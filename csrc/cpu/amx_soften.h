@@ -64,9 +64,9 @@ struct TileShape {
   int steps, columns;  // tiles along the queries' and the values' elements
 };
 
-alignas(64) static const float kKeyIndex[kTileKeys] = {
-    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+alignas(64) static const
+    float kKeyIndex[kTileKeys] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 // ALiBi's share of the exponent of a block's first key.
 inline Vec linear_start(const TileStep& s, int half) {

@@ -35,23 +35,15 @@ class TileStream {
 
   // A panel's blocks of one row, whose keys begin at `key`.
   void push_row(TilePanel* panel, int64_t key, int blocks, const uint32_t* k, const uint32_t* v) {
-    for (int at = 0; at < blocks; ++at, key += kTileKeys, k += words_.k, v += words_.v) {
-      TileStep& next = steps_[count_ % 2];
-      next.panel = panel;
-      next.left = blocks - at;
-      next.k = k;
-      next.v = v;
-      next.key = key;
-      next.scores = scores_[count_ % 2];
-      next.weights = weights_ + count_ % (2 * kRun) * words_.weights;
-      next.shaped = next.moved = next.hidden_low = false;
-      if (full_left_ == 0 && begins_full_run(next)) full_left_ = kRun;
-      if (full_left_ > 0) {
-        push_full(next);
+    for (int at = 0; at < blocks;) {
+      TileStep& next = begin_step(panel, key + at * kTileKeys, blocks - at, k + at * words_.k,
+                                  v + at * words_.v);
+      if (begins_full_run(next)) {
+        at += push_full_run(next);
       } else {
         push(next, at % kRun == 0);
+        ++at;
       }
-      ++count_;
     }
   }
 
@@ -65,29 +57,47 @@ class TileStream {
   }
 
  private:
+  TileStep& begin_step(TilePanel* panel, int64_t key, int left, const uint32_t* k,
+                       const uint32_t* v) {
+    TileStep& next = steps_[count_ % 2];
+    next.panel = panel;
+    next.left = left;
+    next.k = k;
+    next.v = v;
+    next.key = key;
+    next.scores = scores_[count_ % 2];
+    next.weights = weights_ + count_ % (2 * kRun) * words_.weights;
+    next.shaped = next.moved = next.hidden_low = false;
+    return next;
+  }
+
   // Whether a run as long as any begins with this block, with nothing to do but full steps until
   // all its blocks have been the next one.
   bool begins_full_run(const TileStep& next) {
     if (!kLate<kOperands, kScore> || kScore == Score::linear) return false;
     const TileStep& now = steps_[(count_ + 1) % 2];
     const bool between_runs = planned_ == kRun && filling().blocks == kRun - 1 &&
-                              added().blocks == kRun &&
-                              added().column == shape_.columns - kColumns;
+                              added().blocks == kRun && added().column == shape_.columns - kColumns;
     return full_shape_ && between_runs && next.left >= kRun && next.panel->begun &&
            !plan_.always_shaped && !now.shaped && !now.moved &&
            next.panel->sees_all(next.key, kRun * kTileKeys);
   }
 
-  // A block of such a run. A reference that has to move after all ends it.
-  void push_full(const TileStep& next) {
-    TileStep& now = steps_[(count_ + 1) % 2];
-    --full_left_;
-    if (added().column == 0) begin_values();
-    if (!run_unshaped(&next, now, added().column + kColumns, nullptr)) {
-      soften_again(now);
-      full_left_ = 0;
+  // The blocks of such a run, from its first on. A reference that has to move after all ends it
+  // before. Gives how many there were.
+  int push_full_run(const TileStep& first) {
+    const TileStep* next = &first;
+    for (int taken = 1;; ++taken) {
+      TileStep& now = steps_[(count_ + 1) % 2];
+      if (added().column == 0) begin_values();
+      const bool kept = run_unshaped(next, now, added().column + kColumns, nullptr);
+      if (!kept) soften_again(now);
+      fill(now);
+      ++count_;
+      if (!kept || taken == kRun) return taken;
+      next = &begin_step(next->panel, next->key + kTileKeys, next->left - 1, next->k + words_.k,
+                         next->v + words_.v);
     }
-    fill(now);
   }
 
   // Any other block. Of kRun blocks the first looks how far all of them may rise.
@@ -117,6 +127,7 @@ class TileStream {
       follow_rise(next, kRun * kTileKeys);
     }
     if (next.moved && filling().blocks > 0) close();
+    ++count_;
   }
 
   void run(const TileStep* next, Vec* top) {
@@ -129,8 +140,7 @@ class TileStream {
     TileStep& now = steps_[(count_ + 1) % 2];
     if (filling().blocks == 0) planned_ = even_share(now.left);
     // The columns of the run before end with the blocks of this one.
-    const int until =
-        added().blocks == 0 ? 0 : shape_.columns * (filling().blocks + 1) / planned_;
+    const int until = added().blocks == 0 ? 0 : shape_.columns * (filling().blocks + 1) / planned_;
     if (until > 0 && added().column == 0) begin_values();
     const bool kept = now.shaped ? run_as<Score::plain>(next, now, until, top)
                                  : run_unshaped(next, now, until, top);
@@ -231,8 +241,7 @@ class TileStream {
   TileRun runs_[2];
   int filling_ = 0;
   int planned_ = 0;        // blocks of the run that is filled
-  int full_left_ = 0;      // blocks to come of a run of full steps
-  int taken_as_high_ = 0;  // blocks to come under a softcap
+  int taken_as_high_ = 0;  // blocks to come
   float* scores_[2];
   uint32_t* weights_;
   int64_t count_ = 0;

@@ -68,7 +68,6 @@ MAINBOARD_INLINE Vec held(float x) {
 // Keeps an operation where it stands: the compiler would move a sum that is used later behind the
 // work that follows, and spill what it is made of.
 MAINBOARD_INLINE void pin(Vec& v) { asm volatile("" : "+v"(v)); }
-MAINBOARD_INLINE void pin(__m512i& v) { asm volatile("" : "+v"(v)); }
 
 // 2^x with a polynomial of four or five powers, relative error below 2.7e-6 or 1.6e-7; 0 for -inf.
 template <int Powers>
@@ -115,13 +114,11 @@ constexpr float kLowTanhEnd = 0.5f;
 class LowCap {
  public:
   // `odd` are factors of the powers of a product, which is low unless its square is above `end`.
-  MAINBOARD_INLINE LowCap(const float* odd, float end) : seen_(_mm512_setzero_si512()) {
+  MAINBOARD_INLINE LowCap(const float* odd, float end) : end_(set1(end)), most_(zero()) {
     c1_ = set1(odd[0]);
     c3_ = set1(odd[1]);
     c5_ = set1(odd[2]);
     c7_ = set1(odd[3]);
-    // Added to what is above `end`, as an integer, it gives the highest bit.
-    to_high_ = _mm512_sub_epi32(_mm512_set1_epi32(INT32_MAX), _mm512_castps_si512(set1(end)));
   }
   // Of +inf it makes -inf.
   MAINBOARD_INLINE Vec operator()(Vec x, Vec offset) {
@@ -130,17 +127,17 @@ class LowCap {
   }
   MAINBOARD_INLINE Vec look(Vec x) {
     const Vec square = x * x;
-    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(square), to_high_);
-    seen_ = _mm512_or_si512(seen_, high);
-    pin(seen_);
+    most_ = _mm512_max_ps(square, most_);
+    pin(most_);
     return square;
   }
-  // Of all that it was called with; NaN is not low.
-  MAINBOARD_INLINE bool met_high() const { return _mm512_movepi32_mask(seen_) != 0; }
+  // Of all that it was called with, but for NaN: that is seen in what becomes of it.
+  MAINBOARD_INLINE bool met_high() const {
+    return _mm512_cmp_ps_mask(most_, end_, _CMP_GT_OQ) != 0;
+  }
 
  private:
-  Vec c1_, c3_, c5_, c7_;
-  __m512i to_high_, seen_;
+  Vec c1_, c3_, c5_, c7_, end_, most_;
 };
 
 #else
