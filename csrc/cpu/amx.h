@@ -186,6 +186,10 @@ inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratc
     const char* query[kTilePanel];
     TilePanel& panel = item.panel[i];
     begin_tile_panel(a, w, i * kTilePanel, item.rows, panel, query);
+    // All at once, because packing reads a line of each row in turn.
+    for (const char* row : query) {
+      for (int64_t b = 0; b < a.head_dim * 2; b += kTileBytes) __builtin_prefetch(row + b);
+    }
     auto* q = reinterpret_cast<uint32_t*>(take(sizes.q));
     pack_queries<kParts<kOperands>>(query, static_cast<int>(a.head_dim), q);
     panel.q = q;
