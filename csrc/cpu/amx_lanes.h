@@ -4,6 +4,7 @@
 #pragma once
 
 #include "csrc/cpu/amx.h"
+#include "csrc/cpu/dot.h"
 
 #if defined(__AMX_BF16__)
 
@@ -32,7 +33,7 @@ struct LaneScores {
   }
 };
 
-constexpr int kFewKeys = 64;  // keys of a block
+constexpr int kFewKeys = kDotKeys;  // of a block, which a walk over keys gives
 
 // Words of the weights of a block for 16 rows.
 constexpr int kWeightsOfSet = 2 * kFewKeys / kTile * kTileWords;

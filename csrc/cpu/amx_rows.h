@@ -16,7 +16,6 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int kFewRows = 2 * kTile;  // most rows of a key head that this kernel takes
 constexpr int kMostKeyHeads = 8;     // that it reads in turn
-static_assert(kFewKeys == kDotKeys);
 
 inline bool few_rows_hold(const Attention& a) {
   return a.q.dtype == DType::bf16 && a.k.dtype == a.v.dtype &&

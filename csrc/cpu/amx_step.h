@@ -70,6 +70,9 @@ template <Operands kOperands, Score kScore>
 constexpr int kLongestRun = kScore == Score::linear  ? 2
                             : kParts<kOperands> == 2 ? 4
                                                      : kMostRun;
+// Columns of values in a full step.
+template <Operands kOperands, Score kScore>
+constexpr int kFullColumns = kFullShape.columns / kLongestRun<kOperands, kScore>;
 
 // The softmax of `now` between the scores of `next` and values, up to column `until`, of a run that
 // went before; `next` may be null, and the run empty. Afterwards `now` has weights and `next` has
@@ -87,7 +90,7 @@ inline bool run_step(const TileShape& given, const ScoreFactors& f, const TileSt
   if constexpr (kFull) {
     FullSlices<decltype(work)> slice{work};
     multiply_keys<kOperands>(shape, *next, slice);
-    constexpr int kRun = kLongestRun<kOperands, kNext>, kColumns = kFullShape.columns / kRun;
+    constexpr int kRun = kLongestRun<kOperands, kNext>, kColumns = kFullColumns<kOperands, kNext>;
     for (int i = 0; i < kColumns; ++i) {
       multiply_column<kOperands>(shape, run, kRun, run.column + i, slice);
     }

@@ -18,7 +18,7 @@ struct BlockWords {
 template <Operands kOperands, Score kScore>
 class TileStream {
   static constexpr int kRun = kLongestRun<kOperands, kScore>;
-  static constexpr int kColumns = kFullShape.columns / kRun;  // of a full step
+  static constexpr int kColumns = kFullColumns<kOperands, kScore>;
 
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
@@ -75,7 +75,7 @@ class TileStream {
   // all its blocks have been the next one.
   bool begins_full_run(const TileStep& next) {
     if (!kLate<kOperands, kScore> || kScore == Score::linear) return false;
-    const TileStep& now = steps_[(count_ + 1) % 2];
+    const TileStep& now = current();
     const bool between_runs = planned_ == kRun && filling().blocks == kRun - 1 &&
                               added().blocks == kRun && added().column == shape_.columns - kColumns;
     return full_shape_ && between_runs && next.left >= kRun && next.panel->begun &&
@@ -88,7 +88,7 @@ class TileStream {
   int push_full_run(const TileStep& first) {
     const TileStep* next = &first;
     for (int taken = 1;; ++taken) {
-      TileStep& now = steps_[(count_ + 1) % 2];
+      TileStep& now = current();
       if (added().column == 0) begin_values();
       const bool kept = run_unshaped(next, now, added().column + kColumns, nullptr);
       if (!kept) soften_again(now);
@@ -137,7 +137,7 @@ class TileStream {
       if (!kLate<kOperands, kScore>) find_peaks<kScore>(plan_.factors, *next, top);
       return;
     }
-    TileStep& now = steps_[(count_ + 1) % 2];
+    TileStep& now = current();
     if (filling().blocks == 0) planned_ = even_share(now.left);
     // The columns of the run before end with the blocks of this one.
     const int until = added().blocks == 0 ? 0 : shape_.columns * (filling().blocks + 1) / planned_;
@@ -229,6 +229,7 @@ class TileStream {
     run.blocks = 0;
   }
 
+  TileStep& current() { return steps_[(count_ + 1) % 2]; }  // scored last, not softened yet
   TileRun& filling() { return runs_[filling_]; }
   TileRun& added() { return runs_[filling_ ^ 1]; }
 
