@@ -40,10 +40,10 @@ constexpr int kWeightsOfSet = 2 * kFewKeys / kTile * kTileWords;
 
 constexpr int lane_width(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 
-// A vector of scores from rows of 16 queries, of which the first kWidth are meant.
-template <int kWidth>
+// A vector of scores from rows of kLanes queries, of which the first kWidth are meant.
+template <int kWidth, int kLanes>
 MAINBOARD_INLINE Vec load_lanes(const float* scores) {
-  if constexpr (kWidth == 16) return load(scores);
+  if constexpr (kWidth == kLanes) return load(scores);
   if constexpr (kWidth == 8) {
     const Vec low = _mm512_castps256_ps512(_mm256_loadu_ps(scores));
     return _mm512_insertf32x8(low, _mm256_loadu_ps(scores + kTile), 1);
@@ -99,7 +99,7 @@ MAINBOARD_INLINE void transpose_lanes(__m512i* x) {
 }
 
 // Softcap, ALiBi and mask on a block's scores; gives their peaks, lane by lane.
-template <int kWidth>
+template <int kWidth, int kLanes>
 inline Vec shape_lanes(const LaneScores& f, const LaneRows& rows, int64_t key, const float* scores,
                        float* to) {
   constexpr int kKeys = kTile / kWidth;  // of a vector
@@ -108,7 +108,7 @@ inline Vec shape_lanes(const LaneScores& f, const LaneRows& rows, int64_t key, c
                                 _mm512_srli_epi32(lane, __builtin_ctz(kWidth)));
   Vec top = set1(-INFINITY);
   for (int i = 0; i < kFewKeys / kKeys; ++i) {
-    Vec x = load_lanes<kWidth>(scores + i * kKeys * kTile);
+    Vec x = load_lanes<kWidth, kLanes>(scores + i * kKeys * kLanes);
     x = f.capped ? cap_score(Exp2<5>(), x * set1(f.gain), set1(f.cap), zero()) : x * set1(f.factor);
     if (f.linear) {
       const __m512i away = _mm512_abs_epi32(_mm512_sub_epi32(rows.position, at));
@@ -124,16 +124,16 @@ inline Vec shape_lanes(const LaneScores& f, const LaneRows& rows, int64_t key, c
   return top;
 }
 
-// Peaks of products as they are, which are copied so that vectors are full.
-template <int kWidth>
+// Peaks of products as they are, which are copied where that makes vectors full.
+template <int kWidth, int kLanes>
 MAINBOARD_INLINE Vec gather_lanes(const float* scores, float* to) {
   constexpr int kKeys = kTile / kWidth;
   Vec top[4];
   for (int i = 0; i < kFewKeys / kKeys; i += 4) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const Vec x = load_lanes<kWidth>(scores + (i + j) * kKeys * kTile);
-      if constexpr (kWidth < kTile) store(to + (i + j) * kTile, x);
+      const Vec x = load_lanes<kWidth, kLanes>(scores + (i + j) * kKeys * kLanes);
+      if constexpr (kWidth < kLanes) store(to + (i + j) * kTile, x);
       top[j] = i == 0 ? x : max(top[j], x);
     }
   }
@@ -157,18 +157,19 @@ inline void raise_peaks(LaneRows& rows, Vec top, const LaneOutputs& o) {
   }
 }
 
-// The softmax over keys [key, key + 64) from scores [key][16 rows] to weights, left-hand rows
+// The softmax over keys [key, key + 64) from scores [key][kLanes] to weights, left-hand rows
 // [16 keys][even, odd elements][row] of a word for each key: its weight meets one element of the
 // two in a word of values, and a zero the other. A peak stays until a score passes it by more than
 // 2^8: weights as large lose nothing.
-template <int kWidth>
+template <int kWidth, int kLanes>
 inline void soften_lanes(const LaneScores& f, LaneRows& rows, int64_t key, float* scores,
                          uint32_t* weights, const LaneOutputs& o) {
   constexpr int kVecs = kWidth;  // of 16 keys
-  alignas(64) float gathered[kWidth == kTile ? kTile : kFewKeys * kWidth];
-  float* x = kWidth == kTile ? scores : gathered;
+  alignas(64) float gathered[kWidth == kLanes ? kTile : kFewKeys * kWidth];
+  float* x = kWidth == kLanes ? scores : gathered;
   const bool plain = f.plain && rows.all_first <= key && key + kFewKeys - 1 <= rows.all_last;
-  Vec top = plain ? gather_lanes<kWidth>(scores, x) : shape_lanes<kWidth>(f, rows, key, scores, x);
+  Vec top = plain ? gather_lanes<kWidth, kLanes>(scores, x)
+                  : shape_lanes<kWidth, kLanes>(f, rows, key, scores, x);
   top = across_keys<kWidth>(top, [](Vec a, Vec b) { return max(a, b); });
   const Vec factor = set1(plain ? f.factor : 1.0f);
   top = top * factor;

@@ -1,5 +1,5 @@
 // Attention for a few query rows (decode, verification) on AMX tiles: bfloat16 queries, and keys
-// and values in bfloat16 or in one byte an element, which become bfloat16 a tile at a time.
+// and values in bfloat16 or in one byte an element, which become bfloat16 as they are needed.
 //
 // Keys are the left-hand operand of the scores as they are stored, so that scores come out
 // transposed (amx_lanes.h). Values are the right-hand operand of the outputs as they are stored:
@@ -30,7 +30,7 @@ inline int64_t few_rows_scratch_floats(const Attention& a) {
   const int64_t dims = (row_steps<Int8>(a.head_dim) + row_steps<Int8>(a.value_dim)) * kTileDims;
   const int64_t queries_and_outputs = kMostKeyHeads * kFewRows * (kTile + dims);
   const int64_t scores = kFewRows * kFewKeys, weights = kFewRows / kTile * kWeightsOfSet;
-  return queries_and_outputs + scores + weights + kFewKeys * dims / 2;
+  return queries_and_outputs + scores + weights + kFewKeys * dims;
 }
 
 // Asks for a row, into the second-level cache. Two lines at a time, because a row of bytes has no
@@ -49,24 +49,24 @@ MAINBOARD_INLINE void ask_row(const char* row, int64_t bytes) {
   }
 }
 
-// So many rows in equal portions, one after each piece of other work.
-class Portions {
- public:
-  Portions(int rows, int pieces)
-      : rows_(rows), each_(pieces == 0 ? rows : (rows + pieces - 1) / pieces) {}
+// Rows that are to be asked for, some at a time.
+template <class T, int kDim>
+struct RowsAhead {
+  const char* const* rows;
+  int64_t offset, dim;
+  int count;
 
-  template <class Row>
-  MAINBOARD_INLINE void next(Row&& row) {
-    const int end = rows_ - at_ < each_ ? rows_ : at_ + each_;
-    for (; at_ < end; ++at_) row(at_);
+  // [begin, end), as far as there are any.
+  MAINBOARD_INLINE void ask(int begin, int end) const {
+    const int64_t bytes = (kDim != 0 ? kDim : dim) * sizeof(T);
+    if (end > count) end = count;
+    for (int i = begin; i < end; ++i) ask_row(rows[i] + offset, bytes);
   }
-
- private:
-  int rows_, each_, at_ = 0;
 };
 
-// One work item, of at most kMostKeyHeads key heads.
-template <class T>
+// One work item, of at most kMostKeyHeads key heads. kDim is the head dimension of keys and of
+// values, or 0 for any: conversions and prefetches are many and short, and loops are felt in them.
+template <class T, int kDim>
 class FewRows {
  public:
   FewRows(const Attention& a, const WorkItem& w, float* scratch)
@@ -80,8 +80,10 @@ class FewRows {
     weights_ = reinterpret_cast<uint32_t*>(take(kFewRows / kTile * kWeightsOfSet));
     o_ = take(heads * sizes_.o);
     q_ = reinterpret_cast<uint32_t*>(take(heads * sizes_.q));
-    k_rows_ = reinterpret_cast<char*>(take(kFewKeys * sizes_.steps * kTile));
-    v_rows_ = reinterpret_cast<char*>(take(kFewKeys * sizes_.value_steps * kTile));
+    const int most = sizes_.steps > sizes_.value_steps ? sizes_.steps : sizes_.value_steps;
+    size_ = int64_t{kTile} * kTileBytes * most;
+    rows_ = reinterpret_cast<char*>(take(kKept * size_ / 4));
+    v_rows_ = reinterpret_cast<char*>(take(kFewKeys / kTile * size_ / 4));
     std::memset(o_, 0, sizeof(float) * heads * sizes_.o);
     for (int64_t head = 0; head < heads; ++head) begin_head(one_head(a, w, head), head);
   }
@@ -90,30 +92,39 @@ class FewRows {
     const TileSession session;
     configure_few_rows(sizes_);
     KeyWalk walk(a_, w_);
-    const bool few = sizes_.single() && sizes_.value_steps <= kStepsAtOnce;
-    BlockRows<T> k(k_rows_, a_.head_dim, sizes_.steps, 2);
-    BlockRows<T> v(v_rows_, a_.value_dim, sizes_.value_steps, few ? 2 : kFewKeys / kTile);
+    const bool all = keeps_values();
+    Rows k(a_.head_dim, rows_, size_, kKept);
+    Rows v(a_.value_dim, Rows::kConverts && !all ? rows_ : v_rows_, size_,
+           all ? kFewKeys / kTile : kKept);
     Turn last, now, next;
     walk.take(&now.rows, &now.key, &now.head);
-    k.begin(now.rows.k, now.rows.k_offset, now.rows.keys);
-    k.convert(0, 0, kTile);
+    k.begin(now.rows.k, now.rows.k_offset, now.rows.keys, 0);
+    k.convert(0, 0, 1);
     while (now.rows.keys != 0) {
       walk.take(&next.rows, &next.key, &next.head);
-      v.begin(last.rows.v, last.rows.v_offset, last.rows.keys);
+      v.begin(last.rows.v, last.rows.v_offset, last.rows.keys, all ? 0 : k.converted());
       score(now, next, k, v);
-      k.begin(next.rows.k, next.rows.k_offset, next.rows.keys);
+      k.begin(next.rows.k, next.rows.k_offset, next.rows.keys, v.converted());
       add_values(last, now, k, v);
       soften(now.key, now.head, o_ + now.head * sizes_.o);
       last = now;
       now = next;
     }
-    v.begin(last.rows.v, last.rows.v_offset, last.rows.keys);
-    for (int t = 0; t < (v.keeps_all() ? v.tiles() : 1); ++t) v.convert(t, 0, kTile);
+    v.begin(last.rows.v, last.rows.v_offset, last.rows.keys, 0);
+    for (int t = 0; t < (all ? v.tiles() : 1); ++t) v.convert(t, 0, 1);
     add_values(last, now, k, v);
     for (int64_t i = 0; i < w_.kv_heads; ++i) finish_head(one_head(a_, w_, i), i);
   }
 
  private:
+  using Rows = BlockRows<T, kDim>;
+  static constexpr int kKept = 2;  // times 16 rows, each used once: these and the next
+
+  // Whether each value is used more than once, so that all of a block's are converted before.
+  bool keeps_values() const {
+    return Rows::kConverts && !(sizes_.single() && sizes_.value_steps <= kStepsAtOnce);
+  }
+
   // A block, its first key and its head; without keys where there is none.
   struct Turn {
     KeyRows rows;
@@ -161,63 +172,63 @@ class FewRows {
           word[j] = load_step<T>(query[j], step, a_.head_dim);
         }
         transpose_words(word);
-        store_tile(word, q_ + head * sizes_.q + (set * sizes_.steps + step) * kTileWords);
+        const int lanes = sizes_.lanes();
+        uint32_t* to = q_ + head * sizes_.q + (set * sizes_.steps + step) * kTile * lanes;
+        for (int j = 0; j < kTile; ++j, to += lanes) {
+          _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << lanes) - 1), word[j]);
+        }
       }
     }
   }
 
-  // Scores of a block. While a tile is multiplied the next one is converted: of the keys, and then
-  // the first of the last block's values, or all of those where each is used more than once.
-  void score(const Turn& now, const Turn& next, const BlockRows<T>& keys,
-             const BlockRows<T>& values) {
-    const BlockRows<T> k = keys, v = values;  // which no store can change meanwhile
-    const int64_t bytes = a_.head_dim * sizeof(T);
-    const int tiles = k.tiles(), each = (kTile + sizes_.steps - 1) / sizes_.steps;
-    const bool all = v.keeps_all();
-    Portions asked(next.rows.keys, tiles * sizes_.steps);
+  static int steps_of(int steps) { return kDim != 0 ? row_steps<T>(kDim) : steps; }
+
+  // Scores of a block. While 16 keys are multiplied the next 16 are converted, and then the first
+  // of the last block's values, or all of those where each is used more than once.
+  void score(const Turn& now, const Turn& next, const Rows& keys, const Rows& values) {
+    const Rows k = keys, v = values;  // which no store can change meanwhile
+    const int steps = steps_of(sizes_.steps), each = rows_a_step(steps), tiles = k.tiles();
+    const bool all = keeps_values();
+    const RowsAhead<T, kDim> ahead{next.rows.k, next.rows.k_offset, a_.head_dim, next.rows.keys};
     MAINBOARD_TILE_FENCE;
     multiply_few_keys(sizes_, k, q_ + now.head * sizes_.q, scores_,
                       [&](int t, int step) __attribute__((always_inline)) {
-                        asked.next([&](int i) __attribute__((always_inline)) {
-                          ask_row(next.rows.template key<char>(i), bytes);
-                        });
-                        if (t + 1 < tiles) k.convert(t + 1, step * each, each);
-                        if (all || t + 1 == tiles) v.convert(all ? t : 0, step * each, each);
+                        const int row = t * kTile + step * each;
+                        ahead.ask(row, row + each);
+                        k.convert(t + 1, step, steps);
+                        if (all || t + 1 == tiles) v.convert(all ? t : 0, step, steps);
                       });
     MAINBOARD_TILE_FENCE;
-    for (int t = tiles; all && t < v.tiles(); ++t) v.convert(t, 0, kTile);
+    ahead.ask(tiles * kTile, kFewKeys);
+    for (int t = tiles; all && t < v.tiles(); ++t) v.convert(t, 0, 1);
   }
 
-  // Adds a block's values to its outputs. While a tile is multiplied the next one is converted: of
-  // the values, and then the first of the next keys.
-  void add_values(const Turn& turn, const Turn& next, const BlockRows<T>& keys,
-                  const BlockRows<T>& values) {
-    const BlockRows<T> k = keys, v = values;
-    const int64_t bytes = a_.value_dim * sizeof(T);
-    const int steps = sizes_.value_steps < kStepsAtOnce ? sizes_.value_steps : kStepsAtOnce;
-    const int tiles = v.tiles(), each = (kTile + steps - 1) / steps;
-    const bool ahead = !v.keeps_all();
-    auto ask = [&](int i) __attribute__((always_inline)) {
-      ask_row(next.rows.template value<char>(i), bytes);
+  // Adds a block's values to its outputs. While those of 16 keys are multiplied the next 16 are
+  // converted, and then the first of the next keys.
+  void add_values(const Turn& turn, const Turn& next, const Rows& keys, const Rows& values) {
+    const Rows k = keys, v = values;
+    const int steps = steps_of(sizes_.value_steps), each = rows_a_step(steps), tiles = v.tiles();
+    const bool all = keeps_values();
+    const RowsAhead<T, kDim> ahead{next.rows.v, next.rows.v_offset, a_.value_dim, next.rows.keys};
+    auto ask = [&](int t, int step) __attribute__((always_inline)) {
+      ahead.ask(t * kTile + step * each, t * kTile + (step + 1) * each);
     };
-    Portions asked(next.rows.keys, tiles * sizes_.value_steps);
     float* o = o_ + turn.head * sizes_.o;
     MAINBOARD_TILE_FENCE;
     if (sizes_.single()) {
       multiply_single_values(sizes_, v, weights_, o,
                              [&](int t, int step) __attribute__((always_inline)) {
-                               asked.next(ask);
-                               if (!ahead) return;
-                               if (t + 1 < tiles) v.convert(t + 1, step * each, each);
-                               if (t + 1 == tiles) k.convert(0, step * each, each);
+                               ask(t, step);
+                               if (all) return;
+                               v.convert(t + 1, step, steps);
+                               if (t + 1 == tiles) k.convert(0, step, steps);
                              });
     } else {
-      multiply_few_values(sizes_, v, weights_, o,
-                          [&]() __attribute__((always_inline)) { asked.next(ask); });
+      multiply_few_values(sizes_, v, weights_, o, ask);
     }
     MAINBOARD_TILE_FENCE;
-    if (!ahead || tiles == 0) k.convert(0, 0, kTile);
-    for (int i = 0; tiles == 0 && i < next.rows.keys; ++i) ask(i);
+    if (all || tiles == 0) k.convert(0, 0, 1);
+    ahead.ask(tiles * kTile, kFewKeys);
   }
 
   void soften(int64_t key, int64_t head, float* o) {
@@ -226,14 +237,18 @@ class FewRows {
     const int last = sizes_.sets - 1;
     float* scores = scores_ + last * kFewKeys * kTile;
     uint32_t* weights = weights_ + last * kWeightsOfSet;
-    if (last == 1) soften_lanes<16>(f, lanes[0], key, scores_, weights_, sizes_.outputs(o, 0));
+    if (last == 1) soften_lanes<16, 16>(f, lanes[0], key, scores_, weights_, sizes_.outputs(o, 0));
     const LaneOutputs outputs = sizes_.outputs(o, last);
-    if (sizes_.width == 4) {
-      soften_lanes<4>(f, lanes[last], key, scores, weights, outputs);
+    if (sizes_.single() && sizes_.width == 4) {
+      soften_lanes<4, 4>(f, lanes[last], key, scores, weights, outputs);
+    } else if (sizes_.single()) {
+      soften_lanes<8, 8>(f, lanes[last], key, scores, weights, outputs);
+    } else if (sizes_.width == 4) {
+      soften_lanes<4, 16>(f, lanes[last], key, scores, weights, outputs);
     } else if (sizes_.width == 8) {
-      soften_lanes<8>(f, lanes[last], key, scores, weights, outputs);
+      soften_lanes<8, 16>(f, lanes[last], key, scores, weights, outputs);
     } else {
-      soften_lanes<16>(f, lanes[last], key, scores, weights, outputs);
+      soften_lanes<16, 16>(f, lanes[last], key, scores, weights, outputs);
     }
   }
 
@@ -260,9 +275,9 @@ class FewRows {
     alignas(64) float both[2 * kTile];
     store(both, _mm512_permutex2var_ps(even, low, odd));
     store(both + kTile, _mm512_permutex2var_ps(even, high, odd));
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const int d = element_of<T>(step, piece);
-      if (d < a_.value_dim) std::memcpy(line + d, both + 8 * piece, 8 * sizeof(float));
+    for (int i = 0; i < kEights; ++i) {
+      const int d = element_of<T>(step, i);
+      if (d < a_.value_dim) std::memcpy(line + d, both + 8 * i, 8 * sizeof(float));
     }
   }
   static Vec sum_of_keys(Vec sum, int width) {
@@ -276,7 +291,8 @@ class FewRows {
   float* memory_;
   float *scores_, *o_;
   uint32_t *weights_, *q_;
-  char *k_rows_, *v_rows_;
+  int64_t size_;
+  char *rows_, *v_rows_;
   LaneRows lanes_[kMostKeyHeads][kFewRows / kTile];
 };
 
@@ -287,7 +303,16 @@ inline void attend_few_rows(const Attention& a, const WorkItem& w, float* scratc
     with_type(a.k.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       if constexpr (sizeof(T) == 1 || std::is_same_v<T, BFloat16>) {
-        FewRows<T>(a, some, scratch).run();
+        switch (a.head_dim == a.value_dim ? a.head_dim : 0) {
+          case 64:
+            return FewRows<T, 64>(a, some, scratch).run();
+          case 128:
+            return FewRows<T, 128>(a, some, scratch).run();
+          case 256:
+            return FewRows<T, 256>(a, some, scratch).run();
+          default:
+            return FewRows<T, 0>(a, some, scratch).run();
+        }
       }
     });
   }

@@ -88,11 +88,11 @@ def check(rows, options):
     case = AttentionCase((tokens,) * 3, lengths, heads=given["kv_heads"] * group, **given)
     before = products()
     check_case(case)
-    # In 64 keys 16 products of scores for each 16 rows of a key head and 16 of values for each 16
-    # rows of weights, which are there twice; of up to 8 rows in one tile.
+    # In 64 keys, for 128 elements, 16 products of scores for each 16 rows of a key head and 16 of
+    # values for each 16 rows of weights, which are there twice; of up to 8 rows in one tile.
     sets, last = divmod(group * tokens - 1, 16)
     most = 16 * (3 * sets + (3 if last >= 8 else 2))
-    most *= sum(-(-n // 64) for n in lengths) * case.kv_heads
+    most *= sum(-(-n // 64) for n in lengths) * case.kv_heads * -(-case.head_dim // 128)
     taken = products() - before
     assert (0 < taken <= most) if group * tokens >= {fewest} else taken == 0, (rows, options, taken)
 
@@ -107,10 +107,22 @@ for options in (
     {{"window": (50, 3), "causal": False, "page_size": 128}},
     {{"scaled_cache": cache_dtype is not None}},
     {{"head_dim": 96, "value_dim": 64}},
+    {{"head_dim": 256}},
     {{"kv_heads": 9, "head_dim": 64}},
 ):
     check((4, 1), options)
     check((4, 5), options)
+# A float8 that is no number, among many that are: only those who see it know of it.
+from mainboard.kernels import attention
+
+for tokens in (1, 5) if cache_dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else ():
+    for name in ("k", "v"):
+        given = AttentionCase((tokens,) * 2, (333, 64), heads=8, **shape).inputs()
+        page = given.options["block_table"][0, 2]
+        getattr(given, name).view(torch.uint8)[page, 5, 1, 7] = 0x7F
+        lost = attention(given.q, given.k, given.v, **given.options).isnan()
+        assert lost[:tokens, 4:, slice(None) if name == "k" else 7].all(), (tokens, name)
+        assert not lost[:tokens, :4].any() and not lost[tokens:].any(), (tokens, name)
 # Many rows over the same caches.
 check_case(AttentionCase((300, 2), (500, 90), heads=8, **shape))
 check_case(AttentionCase((900,), (900,), heads=4, **shape | {{"window": (200, -1)}}))
