@@ -57,6 +57,10 @@ struct FewRowsSizes {
   bool single() const { return sets == 1 && narrow(); }
   // Columns of a tile of queries, and of scores.
   int lanes() const { return single() ? width : kTile; }
+  // Bytes of 16 keys or of 16 values in tiles, whichever are more.
+  int64_t place_bytes() const {
+    return kTileWords * 4 * (steps > value_steps ? steps : value_steps);
+  }
   // Of a step's even elements, and then of its odd ones.
   LaneOutputs outputs(float* o, int set) const {
     return {o + int64_t{2} * value_steps * kTileWords * set, set + 1 < sets ? kTile : width,
@@ -117,6 +121,7 @@ class BlockRows {
     }
   }
   int tiles() const { return tiles_; }
+  int steps() const { return row_steps<T>(dim()); }  // of a tile of each along the elements
   int converted() const { return before_ + tiles_; }
 
   // Converts a step's share, of so many steps, of the t'th 16 rows, if there are any. Past the last
@@ -142,7 +147,7 @@ class BlockRows {
 
  private:
   int dim() const { return kDim != 0 ? kDim : dim_; }
-  int64_t stride() const { return kConverts ? row_steps<T>(dim()) * kTileBytes : 2 * dim(); }
+  int64_t stride() const { return kConverts ? steps() * kTileBytes : 2 * dim(); }
   char* place(int t) const { return kConverts ? to_ + ((before_ + t) & (kept_ - 1)) * size_ : to_; }
 
   // 64 elements of a row from d on, and zeros past its end.
@@ -177,8 +182,7 @@ class BlockRows {
 template <class T, int kDim, class Between>
 MAINBOARD_INLINE void multiply_few_keys(const FewRowsSizes& sizes, const BlockRows<T, kDim>& k,
                                         const uint32_t* q, float* scores, Between&& between) {
-  const int steps = kDim != 0 ? row_steps<T>(kDim) : sizes.steps;
-  const int tiles = k.tiles(), lanes = sizes.lanes();
+  const int tiles = k.tiles(), steps = k.steps(), lanes = sizes.lanes();
   const uint32_t* second = q + steps * kTileWords;
   for (int t = 0; t < tiles; ++t, scores += kTile * lanes) {
     _tile_zero(0);
@@ -214,14 +218,13 @@ template <class T, int kDim, class Between>
 MAINBOARD_INLINE void multiply_single_values(const FewRowsSizes& sizes, const BlockRows<T, kDim>& v,
                                              const uint32_t* weights, float* output,
                                              Between&& between) {
-  const int all = kDim != 0 ? row_steps<T>(kDim) : sizes.value_steps;
   const int tiles = v.tiles(), words = 2 * sizes.width * kTile;
   auto load_values = [&](int t, int step) __attribute__((always_inline)) {
     const RowTile value = v.tile(t, step);
     _tile_stream_loadd(2, value.data, value.stride);
   };
-  for (int begin = 0; begin < all; begin += kStepsAtOnce) {
-    const int steps = all - begin;
+  for (int begin = 0; begin < v.steps(); begin += kStepsAtOnce) {
+    const int steps = v.steps() - begin;
     float* o = output + begin * words;
     _tile_loadd(4, o, kTileBytes);
     if (steps > 1) _tile_loadd(5, o + words, kTileBytes);
@@ -264,7 +267,7 @@ MAINBOARD_INLINE void multiply_few_values(const FewRowsSizes& sizes, const Block
   const bool two = sizes.sets == 2, wide = !sizes.narrow();
   const uint32_t* last = weights + (sizes.sets - 1) * kWeightsOfSet;
   float* last_output = sizes.outputs(output, sizes.sets - 1).data;
-  for (int step = 0; step < sizes.value_steps; ++step) {
+  for (int step = 0; step < v.steps(); ++step) {
     float* o = output + step * 2 * kTileWords;
     float* p = last_output + step * 2 * width;
     _tile_loadd(4, p, kTileBytes);

@@ -80,10 +80,8 @@ class FewRows {
     weights_ = reinterpret_cast<uint32_t*>(take(kFewRows / kTile * kWeightsOfSet));
     o_ = take(heads * sizes_.o);
     q_ = reinterpret_cast<uint32_t*>(take(heads * sizes_.q));
-    const int most = sizes_.steps > sizes_.value_steps ? sizes_.steps : sizes_.value_steps;
-    size_ = int64_t{kTile} * kTileBytes * most;
-    rows_ = reinterpret_cast<char*>(take(kKept * size_ / 4));
-    v_rows_ = reinterpret_cast<char*>(take(kFewKeys / kTile * size_ / 4));
+    rows_ = reinterpret_cast<char*>(take(kKept * sizes_.place_bytes() / 4));
+    v_rows_ = reinterpret_cast<char*>(take(kFewKeys / kTile * sizes_.place_bytes() / 4));
     std::memset(o_, 0, sizeof(float) * heads * sizes_.o);
     for (int64_t head = 0; head < heads; ++head) begin_head(one_head(a, w, head), head);
   }
@@ -93,8 +91,8 @@ class FewRows {
     configure_few_rows(sizes_);
     KeyWalk walk(a_, w_);
     const bool all = keeps_values();
-    Rows k(a_.head_dim, rows_, size_, kKept);
-    Rows v(a_.value_dim, Rows::kConverts && !all ? rows_ : v_rows_, size_,
+    Rows k(a_.head_dim, rows_, sizes_.place_bytes(), kKept);
+    Rows v(a_.value_dim, Rows::kConverts && !all ? rows_ : v_rows_, sizes_.place_bytes(),
            all ? kFewKeys / kTile : kKept);
     Turn last, now, next;
     walk.take(&now.rows, &now.key, &now.head);
@@ -173,21 +171,17 @@ class FewRows {
         }
         transpose_words(word);
         const int lanes = sizes_.lanes();
-        uint32_t* to = q_ + head * sizes_.q + (set * sizes_.steps + step) * kTile * lanes;
-        for (int j = 0; j < kTile; ++j, to += lanes) {
-          _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << lanes) - 1), word[j]);
-        }
+        const int64_t tile = set * sizes_.steps + step;
+        store_tile(word, lanes, q_ + head * sizes_.q + tile * kTile * lanes);
       }
     }
   }
-
-  static int steps_of(int steps) { return kDim != 0 ? row_steps<T>(kDim) : steps; }
 
   // Scores of a block. While 16 keys are multiplied the next 16 are converted, and then the first
   // of the last block's values, or all of those where each is used more than once.
   void score(const Turn& now, const Turn& next, const Rows& keys, const Rows& values) {
     const Rows k = keys, v = values;  // which no store can change meanwhile
-    const int steps = steps_of(sizes_.steps), each = rows_a_step(steps), tiles = k.tiles();
+    const int steps = k.steps(), each = rows_a_step(steps), tiles = k.tiles();
     const bool all = keeps_values();
     const RowsAhead<T, kDim> ahead{next.rows.k, next.rows.k_offset, a_.head_dim, next.rows.keys};
     MAINBOARD_TILE_FENCE;
@@ -207,7 +201,7 @@ class FewRows {
   // converted, and then the first of the next keys.
   void add_values(const Turn& turn, const Turn& next, const Rows& keys, const Rows& values) {
     const Rows k = keys, v = values;
-    const int steps = steps_of(sizes_.value_steps), each = rows_a_step(steps), tiles = v.tiles();
+    const int steps = v.steps(), each = rows_a_step(steps), tiles = v.tiles();
     const bool all = keeps_values();
     const RowsAhead<T, kDim> ahead{next.rows.v, next.rows.v_offset, a_.value_dim, next.rows.keys};
     auto ask = [&](int t, int step) __attribute__((always_inline)) {
@@ -291,7 +285,6 @@ class FewRows {
   float* memory_;
   float *scores_, *o_;
   uint32_t *weights_, *q_;
-  int64_t size_;
   char *rows_, *v_rows_;
   LaneRows lanes_[kMostKeyHeads][kFewRows / kTile];
 };

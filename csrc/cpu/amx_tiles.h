@@ -97,9 +97,11 @@ inline void transpose_words(__m512i* row) {
   for (int i = 0; i < 16; ++i) row[i] = t[i];
 }
 
-inline void store_tile(const __m512i* row, uint32_t* to) {
+// The first columns of a tile's rows, one behind another.
+inline void store_tile(const __m512i* row, int columns, uint32_t* to) {
+  const auto first = static_cast<__mmask16>((1u << columns) - 1);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, row[i]);
+  for (int i = 0; i < kTile; ++i) _mm512_mask_storeu_epi32(to + i * columns, first, row[i]);
 }
 
 inline __m512i round_both(Vec even, Vec odd) {
