@@ -3,7 +3,9 @@
 //
 // A work item's queries are packed once. Keys and values are packed a chunk at a time, small enough
 // for the second-level cache, and every panel of 32 queries runs through the chunk's blocks while
-// its output stays near. All panels' blocks form one stream (amx_stream.h).
+// its output stays near. Items that read the same keys share a chunk once one of them has packed
+// it: packing reads runs of one head's row, which takes longer than reading what is packed. All
+// panels' blocks form one stream (amx_stream.h).
 #pragma once
 
 #include "csrc/cpu/amx_stream.h"
@@ -50,16 +52,23 @@ struct TileSizes {
     block.k = int64_t{parts} * shape.steps * kKeyTiles * kTileWords;
     block.v = int64_t{parts} * shape.columns * kTileWords;
     block.weights = int64_t{parts} * 2 * kTileWords;
-    const int64_t fit = kChunkFloats / (block.k + block.v);
+    const int64_t fit = kChunkFloats / block.packed();
     chunk_blocks = static_cast<int>(clamp(fit, 1, kMostChunkBlocks));
   }
-  int64_t total() const {
-    return kTilePanels * (q + o) + chunk_blocks * (block.k + block.v) + stream();
-  }
+  int64_t total() const { return kTilePanels * (q + o) + chunk() + stream(); }
+  int64_t chunk_keys() const { return int64_t{chunk_blocks} * kTileKeys; }
+  int64_t chunk() const { return chunk_blocks * block.packed(); }
   int64_t stream() const { return 2 * (kMostRun * block.weights + kTileKeys * kTilePanel); }
 };
 
 inline int64_t amx_scratch_floats(const Attention& a) { return TileSizes(a).total(); }
+inline SharedChunks amx_shared_chunks(const Attention& a) {
+  const TileSizes sizes(a);
+  SharedChunks chunks;
+  chunks.keys = sizes.chunk_keys();
+  chunks.words = sizes.chunk();
+  return chunks;
+}
 
 // Everything of a panel but its queries and outputs; `query` gets its rows.
 inline void begin_tile_panel(const Attention& a, const WorkItem& w, int64_t row, int64_t rows,
@@ -144,16 +153,15 @@ inline void finish_tile_panel(const Attention& a, const WorkItem& w, int64_t row
 // Packs keys [begin, end) and their values, block by block.
 template <Operands kOperands>
 inline void pack_chunk(const Attention& a, const WorkItem& w, const TileSizes& sizes, int64_t begin,
-                       int64_t end, uint32_t* keys, uint32_t* values) {
+                       int64_t end, uint32_t* to) {
   const int dim = static_cast<int>(a.head_dim), value_dim = static_cast<int>(a.value_dim);
   const char* row[kTileKeys];
-  for (int64_t key = begin; key < end;
-       key += kTileKeys, keys += sizes.block.k, values += sizes.block.v) {
+  for (int64_t key = begin; key < end; key += kTileKeys, to += sizes.block.packed()) {
     const int n = static_cast<int>(clamp(end - key, 0, kTileKeys));
     key_rows(a.k, w.sequence, a.page_size, key, w.kv_head, n, row);
-    pack_keys<kParts<kOperands>>(row, n, dim, keys);
+    pack_keys<kParts<kOperands>>(row, n, dim, to);
     key_rows(a.v, w.sequence, a.page_size, key, w.kv_head, n, row);
-    pack_values<kParts<kOperands>>(row, n, value_dim, values);
+    pack_values<kParts<kOperands>>(row, n, value_dim, to + sizes.block.k);
   }
 }
 
@@ -163,7 +171,7 @@ struct TileItem {
   int64_t rows;
   int panels;
   float* stream;
-  uint32_t *keys, *values;  // of a chunk
+  uint32_t* chunk;  // keys and values
   TilePanel panel[kTilePanels];
 
   explicit TileItem(const Attention& a) : sizes(a) {}
@@ -178,8 +186,7 @@ inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratc
     return block;
   };
   item.stream = take(sizes.stream());
-  item.keys = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.block.k));
-  item.values = reinterpret_cast<uint32_t*>(take(sizes.chunk_blocks * sizes.block.v));
+  item.chunk = reinterpret_cast<uint32_t*>(take(sizes.chunk()));
   item.rows = (w.query_end - w.query_begin) * a.group;
   item.panels = static_cast<int>((item.rows + kTilePanel - 1) / kTilePanel);
   for (int i = 0; i < item.panels; ++i) {
@@ -197,10 +204,33 @@ inline void begin_tile_item(const Attention& a, const WorkItem& w, float* scratc
   }
 }
 
+// The keys from `begin` on and their values, packed. Keys [begin, end) are of one chunk; what no
+// other item reads, or one is packing right now, the item packs for itself.
+template <Operands kOperands>
+inline const uint32_t* packed_chunk(const Attention& a, const WorkItem& w, const TileItem& item,
+                                    int64_t begin, int64_t end) {
+  const TileSizes& sizes = item.sizes;
+  const int64_t size = sizes.chunk_keys(), index = begin / size;
+  if (index < w.shared_chunks) {
+    const int64_t chunk = w.first_shared + index;
+    uint32_t* packed = a.shared.at(chunk);
+    const uint32_t* wanted = packed + begin % size / kTileKeys * sizes.block.packed();
+    if (a.shared.claim(chunk)) {
+      pack_chunk<kOperands>(a, w, sizes, index * size,
+                            clamp((index + 1) * size, 0, w.sequence.keys), packed);
+      a.shared.publish(chunk);
+      return wanted;
+    }
+    if (a.shared.is_packed(chunk)) return wanted;
+  }
+  pack_chunk<kOperands>(a, w, sizes, begin, end, item.chunk);
+  return item.chunk;
+}
+
 // Attends the keys [begin, end) of a chunk, which are packed.
 template <Operands kOperands, Score kScore>
 inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& item, int64_t begin,
-                         int64_t end) {
+                         int64_t end, const uint32_t* packed) {
   const TileSizes& sizes = item.sizes;
   TileStream<kOperands, kScore> stream(a, plan, sizes.shape, sizes.block, item.stream);
   for (int i = 0; i < item.panels; ++i) {
@@ -209,7 +239,7 @@ inline void attend_chunk(const Attention& a, const ScorePlan& plan, TileItem& it
     const int64_t first = p.any_first < begin ? 0 : (p.any_first - begin) / kTileKeys;
     const int64_t last = ((p.any_last < end ? p.any_last : end - 1) - begin) / kTileKeys;
     stream.push_row(&p, begin + first * kTileKeys, static_cast<int>(last - first) + 1,
-                    item.keys + first * sizes.block.k, item.values + first * sizes.block.v);
+                    packed + first * sizes.block.packed());
   }
   stream.drain();
 }
@@ -220,11 +250,11 @@ inline void attend_tiles(const Attention& a, const WorkItem& w, const ScorePlan&
   TileItem item(a);
   begin_tile_item<kOperands>(a, w, scratch, item);
   const TileSession session;
-  const int64_t chunk = int64_t{item.sizes.chunk_blocks} * kTileKeys;
-  for (int64_t begin = w.key_begin; begin < w.key_end; begin += chunk) {
-    const int64_t end = begin + chunk < w.key_end ? begin + chunk : w.key_end;
-    pack_chunk<kOperands>(a, w, item.sizes, begin, end, item.keys, item.values);
-    attend_chunk<kOperands, kScore>(a, plan, item, begin, end);
+  const int64_t chunk = item.sizes.chunk_keys();
+  for (int64_t begin = w.key_begin, end; begin < w.key_end; begin = end) {
+    end = clamp((begin / chunk + 1) * chunk, 0, w.key_end);
+    const uint32_t* packed = packed_chunk<kOperands>(a, w, item, begin, end);
+    attend_chunk<kOperands, kScore>(a, plan, item, begin, end, packed);
   }
   for (int i = 0; i < item.panels; ++i) {
     const int64_t row = i * kTilePanel, left = item.rows - row;

@@ -8,9 +8,10 @@
 
 namespace mainboard::cpu::MAINBOARD_ISA {
 
-// Words of a packed block, of its values and of its weights.
+// Words of a packed block, whose keys come before their values, and of its weights.
 struct BlockWords {
   int64_t k, v, weights;
+  int64_t packed() const { return k + v; }
 };
 
 // Blocks of all panels, one after another: each is the next, then the current one, then part of a
@@ -34,10 +35,10 @@ class TileStream {
   }
 
   // A panel's blocks of one row, whose keys begin at `key`.
-  void push_row(TilePanel* panel, int64_t key, int blocks, const uint32_t* k, const uint32_t* v) {
+  void push_row(TilePanel* panel, int64_t key, int blocks, const uint32_t* packed) {
     for (int at = 0; at < blocks;) {
-      TileStep& next = begin_step(panel, key + at * kTileKeys, blocks - at, k + at * words_.k,
-                                  v + at * words_.v);
+      TileStep& next =
+          begin_step(panel, key + at * kTileKeys, blocks - at, packed + at * words_.packed());
       if (begins_full_run(next)) {
         at += push_full_run(next);
       } else {
@@ -57,13 +58,12 @@ class TileStream {
   }
 
  private:
-  TileStep& begin_step(TilePanel* panel, int64_t key, int left, const uint32_t* k,
-                       const uint32_t* v) {
+  TileStep& begin_step(TilePanel* panel, int64_t key, int left, const uint32_t* packed) {
     TileStep& next = steps_[count_ % 2];
     next.panel = panel;
     next.left = left;
-    next.k = k;
-    next.v = v;
+    next.k = packed;
+    next.v = packed + words_.k;
     next.key = key;
     next.scores = scores_[count_ % 2];
     next.weights = weights_ + count_ % (2 * kRun) * words_.weights;
@@ -95,8 +95,8 @@ class TileStream {
       fill(now);
       ++count_;
       if (!kept || taken == kRun) return taken;
-      next = &begin_step(next->panel, next->key + kTileKeys, next->left - 1, next->k + words_.k,
-                         next->v + words_.v);
+      next = &begin_step(next->panel, next->key + kTileKeys, next->left - 1,
+                         next->k + words_.packed());
     }
   }
 

@@ -22,6 +22,9 @@ static int64_t many_rows_scratch_floats(const Attention& a) {
   const int64_t few = few_rows_scratch_floats(a);
   return many > few ? many : few;
 }
+static SharedChunks shared_chunks(const Attention& a) {
+  return amx_serves(a) ? amx_shared_chunks(a) : SharedChunks();
+}
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   if (amx_serves(a)) return attend_amx(a, w, scratch);
   // Vectors take fewer rows at a time than tiles, for which the item was made.
@@ -42,6 +45,7 @@ static void attend_many_rows(const Attention& a, const WorkItem& w, float* scrat
 constexpr int kManyRows = kBlockRows, kRowsPerRead = 8;
 static bool serves(const Attention&) { return true; }
 static int64_t many_rows_scratch_floats(const Attention& a) { return tile_scratch_floats(a); }
+static SharedChunks shared_chunks(const Attention&) { return {}; }
 static void attend_many_rows(const Attention& a, const WorkItem& w, float* scratch) {
   attend_tiled(a, w, scratch);
 }
@@ -143,6 +147,7 @@ const Kernels kernels = {
     kRowsPerRead,
     serves,
     scratch_floats,
+    shared_chunks,
     attend,
     join,
     &cache_kernels,

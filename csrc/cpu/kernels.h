@@ -5,6 +5,7 @@
 
 #include "csrc/common/dtype.h"
 #include "csrc/cpu/cache_kernels.h"
+#include "csrc/cpu/chunks.h"
 #include "csrc/cpu/limits.h"
 
 namespace mainboard::cpu {
@@ -55,6 +56,7 @@ struct Attention {
   const float* k_scale = nullptr;       // [1] or [kv_heads]
   const float* v_scale = nullptr;
   int64_t k_scale_stride = 0, v_scale_stride = 0;
+  SharedChunks shared;
 };
 
 // One block of queries, of the heads that share some key heads, against one range of keys.
@@ -64,8 +66,11 @@ struct WorkItem {
   int64_t kv_heads;                // more than one only with few queries: they are read as one run
   int64_t query_begin, query_end;  // within the sequence
   int64_t key_begin, key_end;
-  float* partial;        // null, or rows x (value_dim + 1): output and log-sum-exp of this range
-  int64_t partial_step;  // floats from one key head's to the next's
+  float* partial;         // null, or rows x (value_dim + 1): output and log-sum-exp of this range
+  int64_t partial_step;   // floats from one key head's to the next's
+  int64_t first_shared;   // of the chunks that it shares with other items: they hold the sequence's
+  int64_t shared_chunks;  // first keys, and the rest it packs for itself
+  int64_t turn;           // when it comes, of the items bound by arithmetic
 };
 
 // The part of an item that one of its key heads has.
@@ -91,6 +96,7 @@ struct Kernels {
   int64_t rows_per_read;  // Attention's
   bool (*serves)(const Attention&);
   int64_t (*scratch_floats)(const Attention&);
+  SharedChunks (*shared_chunks)(const Attention&);  // their sizes
   void (*attend)(const Attention&, const WorkItem&, float* scratch);
   void (*join)(const Attention&, const Join&);
   const CacheKernels* cache;

@@ -34,8 +34,10 @@ void run(Attention a, const Batch& batch, bool deterministic) {
   last_ran = kernels.name;
   a.group = heads_together(a, kernels.block_rows);
   a.rows_per_read = kernels.rows_per_read;
+  a.shared = kernels.shared_chunks(a);
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
+  a.shared = plan.shared;
   const int64_t items = static_cast<int64_t>(plan.items.size());
   const int64_t floats = kernels.scratch_floats(a);
   const int64_t workers = items < threads ? items : threads;

@@ -13,6 +13,10 @@ constexpr int64_t kFixedKeys = 2048;    // range of the deterministic mode
 constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end with the others
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
 constexpr int64_t kShortWork = 16384;   // keys that a thread reads before a second item is worth it
+constexpr int64_t kFewestReaders = 3;   // of a key that is packed once for all
+constexpr int64_t kMostShared = 64 << 20;  // bytes of packed keys and values
+constexpr int64_t kItemsPerTurn = 4;       // and thread
+constexpr int64_t kWordBytes = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -37,12 +41,13 @@ void narrow_keys(const Attention& a, WorkItem* w) {
   w->key_end = std::max(w->key_begin, last + 1);
 }
 
-void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows,
-                std::vector<WorkItem>* items) {
+void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows, Plan* plan) {
   const int64_t most = block_rows / a.group;
   const int64_t blocks = divide_up(s.queries, most);
   const int64_t together = key_heads_together(a, s.queries);
+  const bool reads = s.queries * a.group <= a.rows_per_read;
   for (int64_t head = 0; head < a.heads; head += together * a.group) {
+    Readers readers{static_cast<int64_t>(plan->items.size()), 0, 0};
     for (int64_t block = 0; block < blocks; ++block) {
       WorkItem w{};
       w.sequence = s;
@@ -52,8 +57,11 @@ void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows,
       w.query_begin = block * most;
       w.query_end = std::min(s.queries, (block + 1) * most);
       narrow_keys(a, &w);
-      items->push_back(w);
+      plan->items.push_back(w);
+      readers.dearest = std::max(readers.dearest, work_cost(a, w));
     }
+    readers.end = static_cast<int64_t>(plan->items.size());
+    if (!reads) plan->readers.push_back(readers);
   }
 }
 
@@ -77,6 +85,79 @@ void split_heads(const Attention& a, int64_t budget, int64_t fewest_keys, size_t
     } else {
       items->push_back(piece);
     }
+  }
+}
+
+// How many chunks some items share: those of all their keys, or none. What is packed for others has
+// to be written to memory, and packing it once must save more than that.
+int64_t chunks_to_share(const SharedChunks& sizes, const WorkItem* begin, const WorkItem* end) {
+  const int64_t keys = begin->sequence.keys;
+  int64_t read = 0;
+  for (const WorkItem* w = begin; w != end; ++w) read += w->key_end - w->key_begin;
+  return read < kFewestReaders * keys ? 0 : divide_up(keys, sizes.keys);
+}
+
+// Chunks of which none is packed, on cache lines.
+SharedChunks chunk_memory(const SharedChunks& sizes, int64_t count, Plan* plan) {
+  constexpr int64_t kLine = 64;
+  const int64_t room = count * sizes.words + kLine / kWordBytes;
+  if (plan->chunk_room < room) {
+    plan->chunks.reset(new uint32_t[room]);
+    plan->chunk_room = room;
+  }
+  plan->chunk_states.assign(count, SharedChunks::kUnpacked);
+  const auto address = reinterpret_cast<uintptr_t>(plan->chunks.get());
+  SharedChunks chunks = sizes;
+  chunks.data = reinterpret_cast<uint32_t*>((address + kLine - 1) / kLine * kLine);
+  chunks.state = plan->chunk_states.data();
+  return chunks;
+}
+
+// Lets items that read the same keys share what is packed of them. Where that is more than may be
+// kept, each key head has its part, of the first keys, which most items see.
+void share_chunks(const SharedChunks& sizes, Plan* plan) {
+  plan->shared = {};
+  if (sizes.keys == 0) return;
+  const auto wish = [&](const Readers& r) {
+    return chunks_to_share(sizes, plan->items.data() + r.begin, plan->items.data() + r.end);
+  };
+  int64_t wished = 0, given = 0;
+  for (const Readers& r : plan->readers) wished += wish(r);
+  if (wished == 0) return;
+  const int64_t most = std::min(wished, kMostShared / (sizes.words * kWordBytes));
+  for (const Readers& r : plan->readers) {
+    const int64_t share = wish(r) * most / wished;
+    for (int64_t i = r.begin; i < r.end; ++i) {
+      plan->items[i].first_shared = given;
+      plan->items[i].shared_chunks = share;
+    }
+    given += share;
+  }
+  plan->shared = chunk_memory(sizes, given, plan);
+}
+
+// Lets items that read the same keys come in the same turn, so that those keys are still near for
+// the next of them. A turn has a key head for each thread to begin with, and items enough for
+// threads to end together.
+void take_turns(int64_t threads, Plan* plan) {
+  std::vector<Readers>& readers = plan->readers;
+  std::sort(readers.begin(), readers.end(), [](const Readers& x, const Readers& y) {
+    return x.dearest != y.dearest ? x.dearest > y.dearest : x.begin < y.begin;
+  });
+  const auto fill_turn = [&](int64_t heads, int64_t items) {
+    return heads >= threads && items >= threads * kItemsPerTurn;
+  };
+  int64_t heads_left = static_cast<int64_t>(readers.size()), items_left = 0;
+  for (const Readers& r : readers) items_left += r.end - r.begin;
+  int64_t turn = 0, heads = 0, items = 0;
+  for (const Readers& r : readers) {
+    if (fill_turn(heads, items) && fill_turn(heads_left, items_left)) {
+      ++turn;
+      heads = items = 0;
+    }
+    for (int64_t i = r.begin; i < r.end; ++i) plan->items[i].turn = turn;
+    ++heads, --heads_left;
+    items += r.end - r.begin, items_left -= r.end - r.begin;
   }
 }
 
@@ -170,6 +251,7 @@ void order_items(const Attention& a, Plan* plan) {
   const auto dearer = [&](const WorkItem& x, const WorkItem& y) {
     const bool reads = is_bound_by_memory(a, x);
     if (reads != is_bound_by_memory(a, y)) return !reads;
+    if (!reads && x.turn != y.turn) return x.turn < y.turn;
     return work_cost(a, x) > work_cost(a, y);
   };
   std::sort(items.begin(), items.end(), dearer);
@@ -259,9 +341,12 @@ void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64
                bool deterministic, Plan* plan) {
   plan->items.clear();
   plan->joins.clear();
+  plan->readers.clear();
   for (int64_t i = 0; i < batch.size; ++i) {
-    add_blocks(a, read_sequence(batch, i), block_rows, &plan->items);
+    add_blocks(a, read_sequence(batch, i), block_rows, plan);
   }
+  share_chunks(a.shared, plan);
+  take_turns(threads, plan);
   split_keys(a, threads, deterministic, plan);
   order_items(a, plan);
 }

@@ -21,6 +21,12 @@ struct Batch {
   const bool* causal_flags = nullptr;  // [size], sequences that see none of those; or null
 };
 
+// The items [begin, end) of a plan: blocks of queries that read the same keys of one key head.
+struct Readers {
+  int64_t begin, end;
+  int64_t dearest;  // one's cost
+};
+
 struct Plan {
   // Those bound by memory among those bound by arithmetic, in proportion, each kind dearest first.
   std::vector<WorkItem> items;
@@ -29,6 +35,11 @@ struct Plan {
   // on an item touches its memory first, so on a machine of several nodes it lies on that thread's.
   std::unique_ptr<float[]> partial;
   int64_t partial_room = 0;
+  SharedChunks shared;  // what items pack for each other, none of it packed, in this memory:
+  std::unique_ptr<uint32_t[]> chunks;
+  int64_t chunk_room = 0;
+  std::vector<uint8_t> chunk_states;
+  std::vector<Readers> readers;     // while planning
   std::vector<WorkItem> unordered;  // while planning
 };
 

@@ -15,8 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(__file__).parent / "cpu_schedule"
 THREADS = (1, 2, 3, 8, 16, 48, 64)
-# The most rows of an item, and how many take as long as reading: of vectors, of tiles.
-KERNELS = ((384, 8), (1024, 64))
+# The most rows of an item, how many take as long as reading, and the keys of a chunk that items may
+# share: of vectors, of tiles.
+VECTORS, TILES = (384, 8, 0), (1024, 64, 512)
+KERNELS = (VECTORS, TILES)
 BATCHES = {
     "one long sequence": [(1, 131072)],
     "one prefill": [(2048, 2048)],
@@ -39,6 +41,10 @@ class Shares:
     time_over_least: float
     uncovered: int
     allocations: int
+    chunks: int
+    confused_chunks: int
+    items_alone: int
+    heads_under_way: int
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +61,21 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shares(
-    program: Path, batch: list[tuple[int, int]], threads: int, kernels: tuple[int, int]
+    program: Path, batch: list[tuple[int, int]], threads: int, kernels: tuple[int, int, int]
 ) -> Shares:
     """How one batch is shared."""
     numbers = [threads, 32, 8, *kernels, len(batch), *(n for pair in batch for n in pair)]
     text = " ".join(map(str, numbers))
     ran = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
-    items, joins, worst, time, uncovered, allocations = ran.stdout.split()
-    return Shares(
-        int(items), int(joins), float(worst), float(time), int(uncovered), int(allocations)
-    )
+    items, joins, worst, time, *counts = ran.stdout.split()
+    return Shares(int(items), int(joins), float(worst), float(time), *map(int, counts))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("name", BATCHES)
 def test_threads_end_together(
-    program: Path, name: str, threads: int, kernels: tuple[int, int]
+    program: Path, name: str, threads: int, kernels: tuple[int, int, int]
 ) -> None:
     """The busiest thread has at most a fifth more than the mean, and nothing is done twice.
 
@@ -87,7 +91,7 @@ def test_threads_end_together(
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_one_short_sequence_is_an_item_a_thread(
-    program: Path, threads: int, kernels: tuple[int, int]
+    program: Path, threads: int, kernels: tuple[int, int, int]
 ) -> None:
     """Its eight key heads are shared out, and nothing is joined."""
     found = shares(program, [(1, 1024)], threads, kernels)
@@ -97,4 +101,37 @@ def test_one_short_sequence_is_an_item_a_thread(
 @pytest.mark.parametrize("name", BATCHES)
 def test_planning_again_allocates_nothing(program: Path, name: str) -> None:
     """A plan keeps its memory, so that a steady state asks the system for none."""
-    assert shares(program, BATCHES[name], 8, KERNELS[1]).allocations == 0
+    assert shares(program, BATCHES[name], 8, TILES).allocations == 0
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_items_share_keys_that_are_read_often(program: Path, threads: int) -> None:
+    """Every chunk of a key head that three items read on average, up to 64 MiB in all."""
+    found = shares(program, [(2048, 2048)], threads, TILES)
+    assert (found.chunks, found.items_alone) == (8 * 4, 0)
+    # 64 queries over as many keys as before are read once; 512 over 4,096 twice.
+    for batch in ([(64, 2048)], [(512, 4096)], [(1, 4096)] * 15):
+        alone = shares(program, batch, threads, TILES)
+        assert (alone.chunks, alone.items_alone) == (0, alone.items)
+    mixed = shares(program, [(2048, 2048), (512, 4096), (1024, 2100)], threads, TILES)
+    assert mixed.chunks == 8 * (4 + 5)
+    long = shares(program, [(32768, 32768)], threads, TILES)
+    assert long.chunks == (64 << 20) // (512 * 512)
+    assert not any(f.confused_chunks for f in (found, mixed, long))
+
+
+def test_vectors_share_nothing(program: Path) -> None:
+    """They read keys and values as they are stored."""
+    assert shares(program, [(2048, 2048)], 2, VECTORS).chunks == 0
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("threads", "heads"), [(1, 1), (2, 2), (3, 5), (8, 8), (64, 8)])
+def test_few_key_heads_are_under_way(
+    program: Path, threads: int, heads: int, kernels: tuple[int, int, int]
+) -> None:
+    """Of eight, one for each thread at a time, so that its keys stay near.
+
+    The last turn has those that are too few for another.
+    """
+    assert shares(program, [(16384, 16384)], threads, kernels).heads_under_way == heads

@@ -1,15 +1,20 @@
 // Plans the CPU's work for batches read from standard input and says how evenly threads end.
 //
 // One batch a line: threads, heads, kv_heads, rows of a block, rows whose arithmetic takes as long
-// as reading, sequences, then each sequence's queries and keys. One answer a line: items, joins,
-// the work of the busiest thread over the mean when each thread takes the next item as soon as it
-// is free, the time over the least possible one where half of the threads saturate the memory, the
-// work that no item covers or that two cover, and the allocations of planning the same batch again.
+// as reading, keys of a chunk that items may share, sequences, then each sequence's queries and
+// keys. One answer a line: items, joins, the work of the busiest thread over the mean when each
+// thread takes the next item as soon as it is free, the time over the least possible one where half
+// of the threads saturate the memory, the work that no item covers or that two cover, the
+// allocations of planning the same batch again, the chunks that items share, how many of those are
+// not one key head's alone, the items that share none, and the most key heads under way at once.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <map>
 #include <new>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "csrc/cpu/schedule.h"
@@ -62,9 +67,44 @@ static double time_over_least(const Attention& a, const std::vector<WorkItem>& i
   return least == 0.0 ? 1.0 : now / least;
 }
 
+// What the items say of the chunks that they share.
+struct Sharing {
+  size_t chunks = 0, confused = 0, alone = 0;
+};
+static Sharing look_at_sharing(const Plan& plan) {
+  using Owner = std::pair<int64_t, int64_t>;  // first query, key head
+  std::vector<std::optional<Owner>> owners(plan.chunk_states.size());
+  Sharing found{owners.size()};
+  for (const WorkItem& w : plan.items) {
+    const Owner owner{w.sequence.query_begin, w.kv_head};
+    if (w.shared_chunks == 0) ++found.alone;
+    for (int64_t i = w.first_shared; i < w.first_shared + w.shared_chunks; ++i) {
+      if (!owners.at(i)) owners[i] = owner;
+      if (owners[i] != owner) ++found.confused;
+    }
+  }
+  return found;
+}
+
+// The most key heads of which some items have been taken and some have not.
+static size_t most_heads_under_way(const Plan& plan) {
+  std::map<std::pair<int64_t, int64_t>, size_t> left;
+  for (const WorkItem& w : plan.items) ++left[{w.sequence.query_begin, w.kv_head}];
+  std::map<std::pair<int64_t, int64_t>, size_t> under_way;
+  size_t most = 0;
+  for (const WorkItem& w : plan.items) {
+    const std::pair head{w.sequence.query_begin, w.kv_head};
+    under_way[head] = --left[head];
+    most = std::max(most, under_way.size());
+    if (left[head] == 0) under_way.erase(head);
+  }
+  return most;
+}
+
 int main() {
-  int64_t threads, heads, kv_heads, block_rows, rows_per_read, size;
-  while (std::cin >> threads >> heads >> kv_heads >> block_rows >> rows_per_read >> size) {
+  int64_t threads, heads, kv_heads, block_rows, rows_per_read, chunk_keys, size;
+  while (std::cin >> threads >> heads >> kv_heads >> block_rows >> rows_per_read >> chunk_keys >>
+         size) {
     std::vector<int32_t> cu_queries{0}, cu_keys{0};
     for (int64_t i = 0; i < size; ++i) {
       int32_t queries, keys;
@@ -78,6 +118,8 @@ int main() {
     a.head_dim = a.value_dim = 128;
     a.group = heads_together(a, block_rows);
     a.rows_per_read = rows_per_read;
+    a.shared.keys = chunk_keys;
+    a.shared.words = chunk_keys * a.head_dim;  // keys and values, two to a word
     Batch batch;
     batch.size = size;
     batch.right = 0;
@@ -115,8 +157,10 @@ int main() {
     const double mean = total / static_cast<double>(threads);
     const double worst = *std::max_element(busy.begin(), busy.end());
     const double readers = static_cast<double>(std::max<int64_t>(1, threads / 2));
-    std::printf("%zu %zu %.6f %.6f %.0f %ld\n", plan.items.size(), plan.joins.size(),
-                total == 0.0 ? 1.0 : worst / mean, time_over_least(a, plan.items, threads, readers),
-                wrong, again);
+    const Sharing sharing = look_at_sharing(plan);
+    std::printf("%zu %zu %.6f %.6f %.0f %ld %zu %zu %zu %zu\n", plan.items.size(),
+                plan.joins.size(), total == 0.0 ? 1.0 : worst / mean,
+                time_over_least(a, plan.items, threads, readers), wrong, again, sharing.chunks,
+                sharing.confused, sharing.alone, most_heads_under_way(plan));
   }
 }
