@@ -5,6 +5,8 @@
 #include "csrc/cpu/operators.h"
 
 #include <atomic>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 
 #include "csrc/common/arguments.h"
@@ -28,6 +30,45 @@ float* thread_scratch(int64_t floats) {
   return reinterpret_cast<float*>((address + kLine - 1) / kLine * kLine);
 }
 
+struct Block {
+  std::unique_ptr<uint32_t[]> words;
+  int64_t room = 0;
+};
+
+// Memory for what items share, on cache lines. It is too much for every thread that ever calls to
+// keep: a call has what one before it left, and calls at the same time have their own meanwhile.
+class ChunkMemory {
+ public:
+  explicit ChunkMemory(int64_t words) {
+    if (words == 0) return;
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      std::swap(block_, left_);
+    }
+    const int64_t room = words + kLineWords;
+    if (block_.room < room) block_ = {std::unique_ptr<uint32_t[]>(new uint32_t[room]), room};
+  }
+  ~ChunkMemory() {
+    if (block_.room == 0) return;
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (block_.room > left_.room) std::swap(block_, left_);
+  }
+  ChunkMemory(const ChunkMemory&) = delete;
+  ChunkMemory& operator=(const ChunkMemory&) = delete;
+
+  uint32_t* words() const {
+    constexpr uintptr_t kLine = kLineWords * sizeof(uint32_t);
+    const auto address = reinterpret_cast<uintptr_t>(block_.words.get());
+    return reinterpret_cast<uint32_t*>((address + kLine - 1) / kLine * kLine);
+  }
+
+ private:
+  static constexpr int64_t kLineWords = 16;
+  inline static std::mutex mutex_;
+  inline static Block left_;
+  Block block_;
+};
+
 void run(Attention a, const Batch& batch, bool deterministic) {
   thread_local Plan plan;
   const Kernels& kernels = kernels_for(a);
@@ -37,7 +78,9 @@ void run(Attention a, const Batch& batch, bool deterministic) {
   a.shared = kernels.shared_chunks(a);
   const int64_t threads = num_threads();
   make_plan(a, batch, kernels.block_rows, threads, deterministic, &plan);
-  a.shared = plan.shared;
+  const ChunkMemory chunks(static_cast<int64_t>(plan.chunk_states.size()) * a.shared.words);
+  a.shared.data = chunks.words();
+  a.shared.state = plan.chunk_states.data();
   const int64_t items = static_cast<int64_t>(plan.items.size());
   const int64_t floats = kernels.scratch_floats(a);
   const int64_t workers = items < threads ? items : threads;

@@ -14,9 +14,8 @@ constexpr int64_t kItemsPerThread = 3;  // enough for the last thread to end wit
 constexpr int64_t kShortKeys = 512;     // where splitting the heads is cheaper than joining keys
 constexpr int64_t kShortWork = 16384;   // keys that a thread reads before a second item is worth it
 constexpr int64_t kFewestReaders = 3;   // of a key that is packed once for all
-constexpr int64_t kMostShared = 64 << 20;  // bytes of packed keys and values
+constexpr int64_t kMostShared = 16 << 20;  // words of packed keys and values: 64 MiB
 constexpr int64_t kItemsPerTurn = 4;       // and thread
-constexpr int64_t kWordBytes = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -97,26 +96,10 @@ int64_t chunks_to_share(const SharedChunks& sizes, const WorkItem* begin, const 
   return read < kFewestReaders * keys ? 0 : divide_up(keys, sizes.keys);
 }
 
-// Chunks of which none is packed, on cache lines.
-SharedChunks chunk_memory(const SharedChunks& sizes, int64_t count, Plan* plan) {
-  constexpr int64_t kLine = 64;
-  const int64_t room = count * sizes.words + kLine / kWordBytes;
-  if (plan->chunk_room < room) {
-    plan->chunks.reset(new uint32_t[room]);
-    plan->chunk_room = room;
-  }
-  plan->chunk_states.assign(count, SharedChunks::kUnpacked);
-  const auto address = reinterpret_cast<uintptr_t>(plan->chunks.get());
-  SharedChunks chunks = sizes;
-  chunks.data = reinterpret_cast<uint32_t*>((address + kLine - 1) / kLine * kLine);
-  chunks.state = plan->chunk_states.data();
-  return chunks;
-}
-
 // Lets items that read the same keys share what is packed of them. Where that is more than may be
 // kept, each key head has its part, of the first keys, which most items see.
 void share_chunks(const SharedChunks& sizes, Plan* plan) {
-  plan->shared = {};
+  plan->chunk_states.clear();
   if (sizes.keys == 0) return;
   const auto wish = [&](const Readers& r) {
     return chunks_to_share(sizes, plan->items.data() + r.begin, plan->items.data() + r.end);
@@ -124,7 +107,7 @@ void share_chunks(const SharedChunks& sizes, Plan* plan) {
   int64_t wished = 0, given = 0;
   for (const Readers& r : plan->readers) wished += wish(r);
   if (wished == 0) return;
-  const int64_t most = std::min(wished, kMostShared / (sizes.words * kWordBytes));
+  const int64_t most = std::min(wished, kMostShared / sizes.words);
   for (const Readers& r : plan->readers) {
     const int64_t share = wish(r) * most / wished;
     for (int64_t i = r.begin; i < r.end; ++i) {
@@ -133,7 +116,7 @@ void share_chunks(const SharedChunks& sizes, Plan* plan) {
     }
     given += share;
   }
-  plan->shared = chunk_memory(sizes, given, plan);
+  plan->chunk_states.assign(given, SharedChunks::kUnpacked);
 }
 
 // Lets items that read the same keys come in the same turn, so that those keys are still near for

@@ -35,12 +35,9 @@ struct Plan {
   // on an item touches its memory first, so on a machine of several nodes it lies on that thread's.
   std::unique_ptr<float[]> partial;
   int64_t partial_room = 0;
-  SharedChunks shared;  // what items pack for each other, none of it packed, in this memory:
-  std::unique_ptr<uint32_t[]> chunks;
-  int64_t chunk_room = 0;
-  std::vector<uint8_t> chunk_states;
-  std::vector<Readers> readers;     // while planning
-  std::vector<WorkItem> unordered;  // while planning
+  std::vector<uint8_t> chunk_states;  // of the chunks that items share, for Attention's
+  std::vector<Readers> readers;       // while planning
+  std::vector<WorkItem> unordered;    // while planning
 };
 
 // Whether reading an item's keys takes longer than multiplying them.

@@ -74,6 +74,21 @@ for options in ({{}}, {{"window": (100, -1)}}, {{"softcap": 200.0}}, {{"alibi": 
         assert error <= (2.8e-3 if case.dtype is torch.bfloat16 else 3e-4), (options, factor, error)
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 """
+CALLERS = """
+# Threads that call at the same time share no working memory, and a call gives what it gives alone.
+from threading import Thread
+from mainboard.kernels import attention
+
+given = AttentionCase((400,), (900,), heads=8, kv_heads=1, dtype=torch.bfloat16).inputs()
+call = lambda: attention(given.q, given.k, given.v, **given.options)
+alone, results = call(), []
+threads = [Thread(target=lambda: results.extend(call() for _ in range(4))) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(results) == 16 and all(torch.equal(result, alone) for result in results)
+"""
 FEW = """
 # Few query rows: each way to fill a tile, each stored type, each way to make scores.
 import ctypes
@@ -170,6 +185,11 @@ def test_rising_scores(emulated_library: Path, tmp_path: Path, isa: str, dtype: 
     """Weights that leave their range send a block back, and nothing is lost."""
     check = CHECK.format(path=str(emulated_library), isa=isa)
     run(check + RISING.format(dtype=dtype), isa, tmp_path)
+
+
+def test_concurrent_calls(emulated_library: Path, tmp_path: Path) -> None:
+    """Calls at the same time, each of whose items share packed keys, do not disturb each other."""
+    run(CHECK.format(path=str(emulated_library), isa="amx") + CALLERS, "amx", tmp_path)
 
 
 @pytest.mark.parametrize(
