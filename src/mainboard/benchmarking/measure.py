@@ -26,16 +26,18 @@ _CHECKED_QUERIES = 16
 _HOPELESS = 1.5
 _LONG_S = 0.5
 _WORDS = 200  # characters of a failure that fit into a table
+_WITNESS_SIZE = 384
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row, measured: seconds, medians of so many samples."""
+    """One row, measured: seconds, medians of so many samples; disturbed ones are not among them."""
 
     row: Row
     served_by: str = ""
     seconds: float = 0.0
     samples: int = 0
+    disturbed: int = 0
     peers: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     failure: str | None = None
@@ -72,6 +74,7 @@ class Result:
             found |= {
                 "ms": self.seconds * 1e3,
                 "samples": self.samples,
+                "disturbed": self.disturbed,
                 "peers_ms": {name: value * 1e3 for name, value in self.peers.items()},
                 "peer_over_ours": peer and peer[1] / self.seconds,
                 "tflops": row.flops / self.seconds / 1e12,
@@ -130,6 +133,13 @@ def _fastest(peers: dict[str, Call], clock: Clock, warm_up: bool) -> dict[str, C
     return {name: peers[name] for name, value in first.items() if value <= _HOPELESS * best}
 
 
+def _witness() -> Call:
+    """Work of torch's for a fraction of a millisecond, slow when the processors are not all ours."""
+    square = torch.randn(_WITNESS_SIZE, _WITNESS_SIZE)
+    product = torch.empty_like(square)
+    return lambda: torch.mm(square, square, out=product)
+
+
 def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: float) -> Result:
     served = choose(row.case.request(row.operator, device)).implementation.name
     clock = warmed(clock) if row.warm else clock
@@ -140,9 +150,13 @@ def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: floa
     if warm_up:
         calls.ours()
     peers = _fastest(calls.peers, clock, warm_up)
-    mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds)
-    medians = dict(zip(peers, map(statistics.median, others), strict=True))
-    return Result(row, served, statistics.median(mine), len(mine), medians, error)
+    witness = _witness() if device == "cpu" else None
+    mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds, witness=witness)
+    medians = {
+        name: statistics.median(other.seconds) for name, other in zip(peers, others, strict=True)
+    }
+    ours = statistics.median(mine.seconds)
+    return Result(row, served, ours, len(mine.seconds), mine.disturbed, medians, error)
 
 
 def measure(

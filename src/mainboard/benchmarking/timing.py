@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["Call", "Clock", "clock_for", "interleaved", "warmed"]
+__all__ = ["Call", "Clock", "Samples", "clock_for", "interleaved", "warmed"]
 
 Call = Callable[[], object]
 Clock = Callable[[Call], float]
@@ -15,6 +16,30 @@ Clock = Callable[[Call], float]
 # Larger than any second-level cache of a GPU.
 _FLUSH_BYTES = 256 << 20
 _MOST_SAMPLES = 201
+# A witness that takes this much longer than it can was disturbed, and so was what it stands beside.
+_DISTURBED = 1.15
+_FEWEST_COUNTED = 3
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one call took.
+
+    Args:
+        seconds: of the samples that count.
+        disturbed: how many do not.
+    """
+
+    seconds: list[float]
+    disturbed: int = 0
+
+
+def _counted(taken: list[tuple[float, float]], least: float) -> Samples:
+    """Those of pairs of a sample and its witness that nothing disturbed; all, if that is too few."""
+    calm = [seconds for seconds, witnessed in taken if witnessed <= _DISTURBED * least]
+    if len(calm) < _FEWEST_COUNTED:
+        return Samples([seconds for seconds, _ in taken])
+    return Samples(calm, len(taken) - len(calm))
 
 
 def _host_clock(call: Call) -> float:
@@ -59,24 +84,34 @@ def warmed(clock: Clock) -> Clock:
 
 
 def interleaved(
-    calls: Sequence[Call], clock: Clock, seconds: float, most: int = _MOST_SAMPLES
-) -> list[list[float]]:
-    """Samples of each call, in seconds; which goes first alternates.
+    calls: Sequence[Call],
+    clock: Clock,
+    seconds: float,
+    most: int = _MOST_SAMPLES,
+    witness: Call | None = None,
+) -> list[Samples]:
+    """Samples of each call; which goes first alternates.
 
     Args:
         calls: what to time, each called once before.
         clock: how.
         seconds: how long to go on; every call is sampled at least once, whatever it takes.
         most: samples of each call.
+        witness: short work that is always the same. It runs before and after each sample, and those
+            beside a slow one do not count: something else was using the machine.
     """
-    samples: list[list[float]] = [[] for _ in calls]
+    taken: list[list[tuple[float, float]]] = [[] for _ in calls]
     begin = time.perf_counter()
+    before = least = _host_clock(witness) if witness else 0.0
     for turn in range(most):
         order = range(len(calls)) if turn % 2 else reversed(range(len(calls)))
         for i in order:
-            samples[i].append(clock(calls[i]))
+            seconds_taken = clock(calls[i])
+            after = _host_clock(witness) if witness else 0.0
+            taken[i].append((seconds_taken, max(before, after)))
+            before, least = after, min(least, after)
         spent = time.perf_counter() - begin
         # A round that would end well after the time is not begun.
         if spent + 0.5 * spent / (turn + 1) > seconds:
             break
-    return samples
+    return [_counted(each, least) for each in taken]

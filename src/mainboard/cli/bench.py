@@ -178,6 +178,9 @@ def show(report: dict[str, Any], screen: Screen) -> None:
         screen.heading("Medians, taken in turn with torch's")
         header = ("row", "served by", "ms", "torch ms", "torch / ours", "rate", "of its limit", "")
         screen.table(header, [_cells(row) for row in report["rows"]])
+        if disturbed := sum(row.get("disturbed", 0) for row in report["rows"]):
+            taken = disturbed + sum(row.get("samples", 0) for row in report["rows"])
+            screen.line(f"{disturbed} of {taken} samples do not count: the machine was disturbed")
         screen.line(f"{report['spent_s']:.0f} s in all")
     if failure := report["failure"]:
         screen.line(Mark(f"To measure failed: {failure['type']}: {failure['message']}", "bad"))
