@@ -27,6 +27,8 @@ _HOPELESS = 1.5
 _LONG_S = 0.5
 _WORDS = 200  # characters of a failure that fit into a table
 _WITNESS_SIZE = 384
+# Shorter rows would show what the witness leaves in the caches.
+_LEAST_WITNESSED_S = 3e-4
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,13 @@ def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: floa
     clock = warmed(clock) if row.warm else clock
     calls = build(row, device)
     error = _error(calls, row)
+    bound = limits.bound(row).seconds
     # Seconds of work need no warming up, and leave no time for it.
-    warm_up = limits.bound(row).seconds < _LONG_S
+    warm_up = bound < _LONG_S
     if warm_up:
         calls.ours()
     peers = _fastest(calls.peers, clock, warm_up)
-    witness = _witness() if device == "cpu" else None
+    witness = _witness() if device == "cpu" and bound >= _LEAST_WITNESSED_S else None
     mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds, witness=witness)
     medians = {
         name: statistics.median(other.seconds) for name, other in zip(peers, others, strict=True)
