@@ -15,8 +15,13 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 constexpr int64_t kPairs = kTileKeys / 2;  // of keys, in each half of the queries
 
+// What is known of a step when it is compiled: that its heads have 128 elements, and that the run
+// whose values it adds is a longest one. Then it has as many products as slices, and nothing to
+// decide.
+enum class Known { nothing, shape, shape_and_run };
+
 // The vectors' work of one step, handed out after each product.
-template <Operands kOperands, Score kNow, Score kNext, bool kFull>
+template <Operands kOperands, Score kNow, Score kNext>
 struct Slices {
   Softening<kOperands, kNow> soft;
   Peak<kNext> peak;
@@ -39,11 +44,12 @@ struct Slices {
   // The share of one product.
   template <class Half>
   MAINBOARD_INLINE void soften(Half half) {
-    if constexpr (kFull) {
-      soft.template pair<Half::value>(Half::value == 0 ? low_pair++ : high_pair++);
-    } else {
-      soften(half, pairs_each);
-    }
+    soften(half, pairs_each);
+  }
+  // The same where that is one pair, of which enough are left.
+  template <class Half>
+  MAINBOARD_INLINE void soften_next(Half) {
+    soft.template pair<Half::value>(Half::value == 0 ? low_pair++ : high_pair++);
   }
   MAINBOARD_INLINE void find_peaks(int64_t count) {
     if constexpr (kLate<kOperands, kNext>) return;
@@ -52,54 +58,53 @@ struct Slices {
   }
 };
 
-// What a full step hands out: a slice for each product of operands, and nothing else.
+// What is handed out where the shape is known: a slice for each product of operands, and nothing
+// else.
 template <class Work>
-struct FullSlices {
+struct KnownSlices {
   Work& work;
   template <class Half>
   MAINBOARD_INLINE void operator()(Half half) {
-    work.soften(half);
+    work.soften_next(half);
   }
 };
 template <class Work>
-constexpr bool kFewSlices<FullSlices<Work>> = true;
+constexpr bool kFewSlices<KnownSlices<Work>> = true;
 
-constexpr TileShape kFullShape{4, 8};  // 128 elements
+constexpr TileShape kKnownShape{4, 8};  // 128 elements
 // Blocks in a run, unless it ends before: a reference that moves ends it, and ALiBi moves many.
 template <Operands kOperands, Score kScore>
 constexpr int kLongestRun = kScore == Score::linear  ? 2
                             : kParts<kOperands> == 2 ? 4
                                                      : kMostRun;
-// Columns of values in a full step.
+// Columns of values in a step whose run is known.
 template <Operands kOperands, Score kScore>
-constexpr int kFullColumns = kFullShape.columns / kLongestRun<kOperands, kScore>;
+constexpr int kKnownColumns = kKnownShape.columns / kLongestRun<kOperands, kScore>;
 
 // The softmax of `now` between the scores of `next` and values, up to column `until`, of a run that
-// went before; `next` may be null, and the run empty. Afterwards `now` has weights and `next` has
-// scores and, where they are not late, `top`, its peaks. False, and the sums as they were, where
-// weights left their range.
-//
-// A full step, of heads of 128 and a longest run, has as many products as slices, and nothing to
-// decide.
-template <Operands kOperands, Score kNow, Score kNext, bool kFull = false>
+// went before; `next` may be null unless the shape is known, and the run empty. Afterwards `now`
+// has weights and `next` has scores and, where they are not late, `top`, its peaks. False, and the
+// sums as they were, where weights left their range.
+template <Operands kOperands, Score kNow, Score kNext, Known kKnown = Known::nothing>
 inline bool run_step(const TileShape& given, const ScoreFactors& f, const TileStep* next,
                      const TileStep* now, TileRun& run, int until, Vec* top) {
-  const TileShape shape = kFull ? kFullShape : given;
-  Slices<kOperands, kNow, kNext, kFull> work(shape, f, *now, next != nullptr ? *next : *now);
+  const TileShape shape = kKnown == Known::nothing ? given : kKnownShape;
+  Slices<kOperands, kNow, kNext> work(shape, f, *now, next != nullptr ? *next : *now);
   MAINBOARD_TILE_FENCE;
-  if constexpr (kFull) {
-    FullSlices<decltype(work)> slice{work};
+  if constexpr (kKnown != Known::nothing) {
+    multiply_keys<kOperands>(shape, *next, KnownSlices<decltype(work)>{work});
+  } else if (next != nullptr) {
+    auto slice = [&](auto half) __attribute__((always_inline)) { work.soften(half); };
     multiply_keys<kOperands>(shape, *next, slice);
-    constexpr int kRun = kLongestRun<kOperands, kNext>, kColumns = kFullColumns<kOperands, kNext>;
+  }
+  if constexpr (kKnown == Known::shape_and_run) {
+    constexpr int kRun = kLongestRun<kOperands, kNext>, kColumns = kKnownColumns<kOperands, kNext>;
     for (int i = 0; i < kColumns; ++i) {
-      multiply_column<kOperands>(shape, run, kRun, run.column + i, slice);
+      multiply_column<kOperands>(shape, run, kRun, run.column + i,
+                                 KnownSlices<decltype(work)>{work});
     }
     run.column += kColumns;
   } else {
-    if (next != nullptr) {
-      auto slice = [&](auto half) __attribute__((always_inline)) { work.soften(half); };
-      multiply_keys<kOperands>(shape, *next, slice);
-    }
     auto slice = [&](auto half) __attribute__((always_inline)) {
       work.soften(half);
       work.find_peaks(work.rows_each);

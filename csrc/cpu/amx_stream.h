@@ -19,7 +19,7 @@ struct BlockWords {
 template <Operands kOperands, Score kScore>
 class TileStream {
   static constexpr int kRun = kLongestRun<kOperands, kScore>;
-  static constexpr int kColumns = kFullColumns<kOperands, kScore>;
+  static constexpr int kColumns = kKnownColumns<kOperands, kScore>;
 
  public:
   TileStream(const Attention& a, const ScorePlan& plan, const TileShape& shape,
@@ -27,7 +27,7 @@ class TileStream {
       : a_(a),
         plan_(plan),
         shape_(shape),
-        full_shape_(shape.steps == kFullShape.steps && shape.columns == kFullShape.columns),
+        known_shape_(shape.steps == kKnownShape.steps && shape.columns == kKnownShape.columns),
         words_(words) {
     scores_[0] = scratch;
     scores_[1] = scratch + kTileKeys * kTilePanel;
@@ -71,14 +71,14 @@ class TileStream {
     return next;
   }
 
-  // Whether a run as long as any begins with this block, with nothing to do but full steps until
+  // Whether a run as long as any begins with this block, with nothing to do but known steps until
   // all its blocks have been the next one.
   bool begins_full_run(const TileStep& next) {
     if (!kLate<kOperands, kScore> || kScore == Score::linear) return false;
     const TileStep& now = current();
     const bool between_runs = planned_ == kRun && filling().blocks == kRun - 1 &&
                               added().blocks == kRun && added().column == shape_.columns - kColumns;
-    return full_shape_ && between_runs && next.left >= kRun && next.panel->begun &&
+    return known_shape_ && between_runs && next.left >= kRun && next.panel->begun &&
            !plan_.always_shaped && !now.shaped && !now.moved &&
            next.panel->sees_all(next.key, kRun * kTileKeys);
   }
@@ -167,9 +167,13 @@ class TileStream {
   bool run_as(const TileStep* next, const TileStep& now, int until, Vec* top) {
     TileRun& run = added();
     if constexpr (kLate<kOperands, kScore>) {
-      if (full_shape_ && next != nullptr && run.blocks == kRun && until == run.column + kColumns) {
-        return run_step<kOperands, kNow, kScore, true>(shape_, plan_.factors, next, &now, run,
-                                                       until, top);
+      if (known_shape_ && next != nullptr) {
+        if (run.blocks == kRun && until == run.column + kColumns) {
+          return run_step<kOperands, kNow, kScore, Known::shape_and_run>(
+              shape_, plan_.factors, next, &now, run, until, top);
+        }
+        return run_step<kOperands, kNow, kScore, Known::shape>(shape_, plan_.factors, next, &now,
+                                                               run, until, top);
       }
     }
     return run_step<kOperands, kNow, kScore>(shape_, plan_.factors, next, &now, run, until, top);
@@ -236,7 +240,7 @@ class TileStream {
   const Attention& a_;
   const ScorePlan& plan_;
   const TileShape shape_;
-  const bool full_shape_;
+  const bool known_shape_;
   const BlockWords words_;
   TileStep steps_[2];
   TileRun runs_[2];
