@@ -211,8 +211,8 @@ inline const uint32_t* packed_chunk(const Attention& a, const WorkItem& w, const
                                     int64_t begin, int64_t end) {
   const TileSizes& sizes = item.sizes;
   const int64_t size = sizes.chunk_keys(), index = begin / size;
-  if (index < w.shared_chunks) {
-    const int64_t chunk = w.first_shared + index;
+  if (index >= w.shared_begin && index < w.shared_end) {
+    const int64_t chunk = w.first_shared + index - w.shared_begin;
     uint32_t* packed = a.shared.at(chunk);
     const uint32_t* wanted = packed + begin % size / kTileKeys * sizes.block.packed();
     if (a.shared.claim(chunk)) {

@@ -10,8 +10,7 @@ namespace mainboard::cpu {
 //
 // Builtins, and not std::atomic, whose functions would be compiled for each instruction set under
 // one name.
-class SharedChunks {
- public:
+struct SharedChunks {
   int64_t keys = 0;   // of a chunk; 0 where nothing is shared
   int64_t words = 0;  // of a chunk, 32 bits each
   uint32_t* data = nullptr;

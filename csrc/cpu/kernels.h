@@ -66,11 +66,11 @@ struct WorkItem {
   int64_t kv_heads;                // more than one only with few queries: they are read as one run
   int64_t query_begin, query_end;  // within the sequence
   int64_t key_begin, key_end;
-  float* partial;         // null, or rows x (value_dim + 1): output and log-sum-exp of this range
-  int64_t partial_step;   // floats from one key head's to the next's
-  int64_t first_shared;   // of the chunks that it shares with other items: they hold the sequence's
-  int64_t shared_chunks;  // first keys, and the rest it packs for itself
-  int64_t turn;           // when it comes, of the items bound by arithmetic
+  float* partial;        // null, or rows x (value_dim + 1): output and log-sum-exp of this range
+  int64_t partial_step;  // floats from one key head's to the next's
+  int64_t shared_begin, shared_end;  // chunks of the sequence's keys that it shares with others,
+  int64_t first_shared;              // and which of Attention's the first of them is
+  int64_t turn;                      // when it comes, of the items bound by arithmetic
 };
 
 // The part of an item that one of its key heads has.

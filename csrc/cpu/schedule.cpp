@@ -87,13 +87,23 @@ void split_heads(const Attention& a, int64_t budget, int64_t fewest_keys, size_t
   }
 }
 
-// How many chunks some items share: those of all their keys, or none. What is packed for others has
-// to be written to memory, and packing it once must save more than that.
-int64_t chunks_to_share(const SharedChunks& sizes, const WorkItem* begin, const WorkItem* end) {
-  const int64_t keys = begin->sequence.keys;
-  int64_t read = 0;
-  for (const WorkItem* w = begin; w != end; ++w) read += w->key_end - w->key_begin;
-  return read < kFewestReaders * keys ? 0 : divide_up(keys, sizes.keys);
+// Chunks of a sequence's keys.
+struct ChunkRange {
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
+// Those that some items share: all that they read, or none. What is packed for others has to be
+// written to memory, and packing it once must save more than that.
+ChunkRange chunks_to_share(const SharedChunks& sizes, const WorkItem* begin, const WorkItem* end) {
+  int64_t first = kUnbounded, last = 0, read = 0;
+  for (const WorkItem* w = begin; w != end; ++w) {
+    first = std::min(first, w->key_begin);
+    last = std::max(last, w->key_end);
+    read += w->key_end - w->key_begin;
+  }
+  if (read < kFewestReaders * (last - first)) return {0, 0};
+  return {first / sizes.keys, divide_up(last, sizes.keys)};
 }
 
 // Lets items that read the same keys share what is packed of them. Where that is more than may be
@@ -105,14 +115,16 @@ void share_chunks(const SharedChunks& sizes, Plan* plan) {
     return chunks_to_share(sizes, plan->items.data() + r.begin, plan->items.data() + r.end);
   };
   int64_t wished = 0, given = 0;
-  for (const Readers& r : plan->readers) wished += wish(r);
+  for (const Readers& r : plan->readers) wished += wish(r).count();
   if (wished == 0) return;
   const int64_t most = std::min(wished, kMostShared / sizes.words);
   for (const Readers& r : plan->readers) {
-    const int64_t share = wish(r) * most / wished;
+    const ChunkRange wanted = wish(r);
+    const int64_t share = wanted.count() * most / wished;
     for (int64_t i = r.begin; i < r.end; ++i) {
+      plan->items[i].shared_begin = wanted.begin;
+      plan->items[i].shared_end = wanted.begin + share;
       plan->items[i].first_shared = given;
-      plan->items[i].shared_chunks = share;
     }
     given += share;
   }
@@ -127,14 +139,14 @@ void take_turns(int64_t threads, Plan* plan) {
   std::sort(readers.begin(), readers.end(), [](const Readers& x, const Readers& y) {
     return x.dearest != y.dearest ? x.dearest > y.dearest : x.begin < y.begin;
   });
-  const auto fill_turn = [&](int64_t heads, int64_t items) {
+  const auto fills_turn = [&](int64_t heads, int64_t items) {
     return heads >= threads && items >= threads * kItemsPerTurn;
   };
   int64_t heads_left = static_cast<int64_t>(readers.size()), items_left = 0;
   for (const Readers& r : readers) items_left += r.end - r.begin;
   int64_t turn = 0, heads = 0, items = 0;
   for (const Readers& r : readers) {
-    if (fill_turn(heads, items) && fill_turn(heads_left, items_left)) {
+    if (fills_turn(heads, items) && fills_turn(heads_left, items_left)) {
       ++turn;
       heads = items = 0;
     }

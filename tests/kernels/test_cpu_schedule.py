@@ -61,10 +61,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shares(
-    program: Path, batch: list[tuple[int, int]], threads: int, kernels: tuple[int, int, int]
+    program: Path,
+    batch: list[tuple[int, int]],
+    threads: int,
+    kernels: tuple[int, int, int],
+    left: int = 1 << 40,
 ) -> Shares:
-    """How one batch is shared."""
-    numbers = [threads, 32, 8, *kernels, len(batch), *(n for pair in batch for n in pair)]
+    """How one batch is shared; queries see so many keys before their own."""
+    numbers = [threads, 32, 8, *kernels, left, len(batch), *(n for pair in batch for n in pair)]
     text = " ".join(map(str, numbers))
     ran = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
     items, joins, worst, time, *counts = ran.stdout.split()
@@ -117,7 +121,10 @@ def test_items_share_keys_that_are_read_often(program: Path, threads: int) -> No
     assert mixed.chunks == 8 * (4 + 5)
     long = shares(program, [(32768, 32768)], threads, TILES)
     assert long.chunks == (64 << 20) // (512 * 512)
-    assert not any(f.confused_chunks for f in (found, mixed, long))
+    # Of a window only what it shows: from key 96,000 - 4,096 on, in 13 chunks.
+    window = shares(program, [(2048, 98048)], threads, TILES, left=4096)
+    assert (window.chunks, window.items_alone, window.uncovered) == (8 * 13, 0, 0)
+    assert not any(f.confused_chunks for f in (found, mixed, long, window))
 
 
 def test_vectors_share_nothing(program: Path) -> None:

@@ -1,12 +1,13 @@
 // Plans the CPU's work for batches read from standard input and says how evenly threads end.
 //
 // One batch a line: threads, heads, kv_heads, rows of a block, rows whose arithmetic takes as long
-// as reading, keys of a chunk that items may share, sequences, then each sequence's queries and
-// keys. One answer a line: items, joins, the work of the busiest thread over the mean when each
-// thread takes the next item as soon as it is free, the time over the least possible one where half
-// of the threads saturate the memory, the work that no item covers or that two cover, the
-// allocations of planning the same batch again, the chunks that items share, how many of those are
-// not one key head's alone, the items that share none, and the most key heads under way at once.
+// as reading, keys of a chunk that items may share, keys seen before a query, sequences, then each
+// sequence's queries and keys. One answer a line: items, joins, the work of the busiest thread over
+// the mean when each thread takes the next item as soon as it is free, the time over the least
+// possible one where half of the threads saturate the memory, the work that no item covers or that
+// two cover, the allocations of planning the same batch again, the chunks that items share, how
+// many of those are not one key head's alone, the items that share none, and the most key heads
+// under way at once.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -77,8 +78,9 @@ static Sharing look_at_sharing(const Plan& plan) {
   Sharing found{owners.size()};
   for (const WorkItem& w : plan.items) {
     const Owner owner{w.sequence.query_begin, w.kv_head};
-    if (w.shared_chunks == 0) ++found.alone;
-    for (int64_t i = w.first_shared; i < w.first_shared + w.shared_chunks; ++i) {
+    const int64_t count = w.shared_end - w.shared_begin;
+    if (count == 0) ++found.alone;
+    for (int64_t i = w.first_shared; i < w.first_shared + count; ++i) {
       if (!owners.at(i)) owners[i] = owner;
       if (owners[i] != owner) ++found.confused;
     }
@@ -102,9 +104,9 @@ static size_t most_heads_under_way(const Plan& plan) {
 }
 
 int main() {
-  int64_t threads, heads, kv_heads, block_rows, rows_per_read, chunk_keys, size;
+  int64_t threads, heads, kv_heads, block_rows, rows_per_read, chunk_keys, left, size;
   while (std::cin >> threads >> heads >> kv_heads >> block_rows >> rows_per_read >> chunk_keys >>
-         size) {
+         left >> size) {
     std::vector<int32_t> cu_queries{0}, cu_keys{0};
     for (int64_t i = 0; i < size; ++i) {
       int32_t queries, keys;
@@ -118,6 +120,7 @@ int main() {
     a.head_dim = a.value_dim = 128;
     a.group = heads_together(a, block_rows);
     a.rows_per_read = rows_per_read;
+    a.left = left;
     a.shared.keys = chunk_keys;
     a.shared.words = chunk_keys * a.head_dim;  // keys and values, two to a word
     Batch batch;
@@ -151,7 +154,8 @@ int main() {
       for (int64_t q = 0; q < queries; q += most) {
         const int64_t end = std::min(queries, q + most);
         const int64_t seen = std::max<int64_t>(0, std::min(keys, end + keys - queries));
-        wrong -= static_cast<double>((end - q) * heads) * static_cast<double>(seen);
+        const int64_t first = std::max<int64_t>(0, q + keys - queries - left) / 64 * 64;
+        wrong -= static_cast<double>((end - q) * heads) * static_cast<double>(seen - first);
       }
     }
     const double mean = total / static_cast<double>(threads);
