@@ -1,5 +1,5 @@
-// Products of operands whose elements are pairs of bfloat16, which hold a float16 exactly: rounded
-// to 8 bits in the higher one, and what that lacks in the lower.
+// Products of operands whose elements are pairs of bfloat16, which hold a float16 exactly: 8 bits
+// of its significand in the higher one, the other 3 in the lower.
 //
 // A score needs all four products of parts, since its error is not relative to it; of an output,
 // lower times lower is below what is kept. Only tiles 0 to 3 are used: the processor renames tiles

@@ -141,7 +141,7 @@ struct Softening {
     pin(h.sum);
     if constexpr (kOperands == Operands::pairs) {
       __m512i higher, lower;
-      split_words(even, odd, &higher, &lower);
+      split_weights(even, odd, &higher, &lower);
       _mm512_store_si512(row, higher);
       _mm512_store_si512(row + 2 * kTileWords, lower);
     } else {

@@ -144,9 +144,9 @@ MAINBOARD_INLINE Vec upper_half(__m512i x) {
   return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)));
 }
 
-// Pairs of numbers, word by word, as a rounded value and what it lacks. Integer operations and
+// Pairs of weights, word by word, as a rounded value and what it lacks. Integer operations and
 // shuffles, for while products run only one port of the processor adds floating point.
-MAINBOARD_INLINE void split_words(Vec even, Vec odd, __m512i* higher, __m512i* lower) {
+MAINBOARD_INLINE void split_weights(Vec even, Vec odd, __m512i* higher, __m512i* lower) {
   const __m512i half = _mm512_set1_epi32(0x8000);
   auto rounded = [&](Vec x) __attribute__((always_inline)) {
     return _mm512_add_epi32(_mm512_castps_si512(x), half);
@@ -163,8 +163,8 @@ inline __m512i load_elements(const char* row, int step, int dim) {
   return _mm512_maskz_loadu_epi16(mask, row + step * kTileBytes);
 }
 
-// Elements as they are, or float16 as pairs of bfloat16. Rounded and not cut off, the higher part
-// leaves half as much to the lower, of which not all products are taken.
+// Elements as they are, or float16 as pairs of bfloat16: the first 8 bits of a significand and the
+// other 3.
 template <int Parts>
 inline void split_elements(__m512i raw, __m512i* part) {
   part[0] = raw;
@@ -172,7 +172,10 @@ inline void split_elements(__m512i raw, __m512i* part) {
     const __m512i apart = _mm512_permutexvar_epi16(_mm512_load_si512(kEvenFirst), raw);
     const Vec even = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
     const Vec odd = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
-    split_words(even, odd, part, part + 1);
+    const __m512i even_bits = _mm512_castps_si512(even), odd_bits = _mm512_castps_si512(odd);
+    part[0] = join_upper(even_bits, odd_bits);
+    part[1] = join_upper(_mm512_castps_si512(even - upper_half(even_bits)),
+                         _mm512_castps_si512(odd - upper_half(odd_bits)));
   }
 }
 

@@ -22,9 +22,6 @@ RUBBISH_PAGE = -(2**31)
 # Half a unit in the last place of the output's format, and the float32 arithmetic before it.
 RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 1.01 * 2**-8, torch.float16: 1.01 * 2**-11}
 ABSOLUTE = 1e-5
-# What pairs of bfloat16 leave out of a weight times a value: lower part times lower part, each up to
-# 2^-8 of the number.
-SPLIT_ERROR = 2**-16
 
 
 @dataclass
@@ -181,20 +178,6 @@ class AttentionCase:
             caches.append(cache)
         return caches[0], caches[1]
 
-    def weight_error(self, device: str) -> float:
-        """How far from itself, relatively, a softmax weight may be when it meets the values."""
-        if self.dtype is torch.float16 and self.splits_float16(device):
-            return SPLIT_ERROR
-        return RELATIVE[self.dtype] if self.rounds_weights(device) else 0.0
-
-    def splits_float16(self, device: str) -> bool:
-        """Whether the kernels there may take each float16 as two bfloat16."""
-        compiled = library.active_level() is not library.KernelLevel.TRITON
-        stored_alike = self.cache_dtype in (None, self.dtype)
-        return (
-            device == "cpu" and compiled and stored_alike and library.libraries()[0].active == "amx"
-        )
-
     def rounds_weights(self, device: str) -> bool:
         """Whether the kernels there round softmax weights to `dtype` before multiplying them."""
         if device != "cpu" or library.active_level() is library.KernelLevel.TRITON:
@@ -271,8 +254,9 @@ def check_case(case: AttentionCase, device: str = "cpu") -> None:
     out = torch.full(shape, float("nan"), dtype=case.dtype, device=device)
     _, lse = attention(given.q, given.k, given.v, out=out, return_lse=True, **given.options)
     expected, expected_lse = case.expected(given)
-    weight_error = case.weight_error(device)
-    extra = weight_error * case.weighed_magnitude(given) if weight_error > 0.0 else None
+    extra = None
+    if case.rounds_weights(device):
+        extra = RELATIVE[case.dtype] * case.weighed_magnitude(given)
     assert_close(out, expected, case, extra=extra)
     assert_close(lse, expected_lse, case, "lse")
 
