@@ -7,7 +7,6 @@ that loop and of torch's own product. On a GPU it is a copy and a product of 819
 
 import ctypes
 import os
-import statistics
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -91,7 +90,7 @@ def _product(dtype: torch.dtype, size: int, device: str, clock: Clock, seconds: 
     out = torch.empty_like(a)
     call = partial(torch.mm, a, b, out=out)
     call()
-    return 2.0 * size**3 / statistics.median(interleaved([call], clock, seconds)[0].seconds)
+    return 2.0 * size**3 / interleaved([call], clock, seconds)[0].median
 
 
 def _best_product(dtype: torch.dtype, clock: Clock) -> float:
@@ -150,16 +149,14 @@ def _sum_bandwidth(clock: Clock) -> float:
     """Without the compiled library: torch's sum, which reads and does little else."""
     x = torch.zeros(_READ_BYTES // 4)
     x.sum()
-    return x.numel() * 4 / statistics.median(interleaved([x.sum], clock, 0.5)[0].seconds)
+    return x.numel() * 4 / interleaved([x.sum], clock, 0.5)[0].median
 
 
 def _gpu(device: str, dtypes: set[torch.dtype], clock: Clock) -> Limits:
     x = torch.zeros(2 * _READ_BYTES, dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
     y.copy_(x)
-    copied = (
-        2 * x.numel() / statistics.median(interleaved([lambda: y.copy_(x)], clock, 0.2)[0].seconds)
-    )
+    copied = 2 * x.numel() / interleaved([lambda: y.copy_(x)], clock, 0.2)[0].median
     products = {
         _short(dtype): _product(dtype, _GPU_PRODUCT, device, clock, 0.2) for dtype in dtypes
     }

@@ -1,6 +1,5 @@
 """Measure rows one after another: is the result right, and how long do ours and torch's take."""
 
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,11 +154,8 @@ def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: floa
     peers = _fastest(calls.peers, clock, warm_up)
     witness = _witness() if device == "cpu" and bound >= _LEAST_WITNESSED_S else None
     mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds, witness=witness)
-    medians = {
-        name: statistics.median(other.seconds) for name, other in zip(peers, others, strict=True)
-    }
-    ours = statistics.median(mine.seconds)
-    return Result(row, served, ours, len(mine.seconds), mine.disturbed, medians, error)
+    medians = {name: other.median for name, other in zip(peers, others, strict=True)}
+    return Result(row, served, mine.median, len(mine.seconds), mine.disturbed, medians, error)
 
 
 def measure(

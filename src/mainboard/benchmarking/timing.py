@@ -1,5 +1,6 @@
 """Times of calls that are taken in turn, so that whatever else the machine does hits all alike."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Samples:
 
     seconds: list[float]
     disturbed: int = 0
+
+    @property
+    def median(self) -> float:
+        """Of those that count."""
+        return statistics.median(self.seconds)
 
 
 def _counted(taken: list[tuple[float, float]], least: float) -> Samples:
