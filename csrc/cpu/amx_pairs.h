@@ -1,9 +1,8 @@
 // Products of operands whose elements are pairs of bfloat16, which hold a float16 exactly: 8 bits
 // of its significand in the higher one, the other 3 in the lower.
 //
-// A score needs all four products of parts, since its error is not relative to it; of an output,
-// lower times lower is below what is kept. Only tiles 0 to 3 are used: the processor renames tiles
-// onto few registers, and the fewer hold something, the more loads can go ahead.
+// All four products of parts are needed: the error of a sum is not relative to the sum, and lower
+// times lower can be 2^-16 of what is summed.
 #pragma once
 
 #include <type_traits>
@@ -34,14 +33,13 @@ struct RightTiles {
   int next, lower;
 };
 
-// Adds a tile of the left operand times both tiles of the right one to 0 and 1: all products of
-// parts, or all but lower times lower.
-template <bool kAll, class Slice>
+// Adds a tile of the left operand times both tiles of the right one to 0 and 1.
+template <class Slice>
 MAINBOARD_INLINE void multiply_parts(const uint32_t* left, int left_lower, const RightTiles& right,
                                      Slice&& slice) {
   auto after = [&](auto number) __attribute__((always_inline)) {
     constexpr int kNumber = decltype(number)::value;
-    constexpr int kEach = !kFewSlices<std::decay_t<Slice>> ? 1 : kAll ? 4 : 3;
+    constexpr int kEach = kFewSlices<std::decay_t<Slice>> ? 4 : 1;
     if constexpr (kNumber % kEach == 0) slice(std::integral_constant<int, kNumber / kEach % 2>());
   };
 #define MAINBOARD_MULTIPLY_BOTH(number, lower)                   \
@@ -51,15 +49,12 @@ MAINBOARD_INLINE void multiply_parts(const uint32_t* left, int left_lower, const
   _tile_loadd(3, right.tile + right.next + (lower), kTileBytes); \
   _tile_dpbf16ps(1, 2, 3);                                       \
   after(std::integral_constant<int, (number) + 1>())
-  constexpr int kDone = kAll ? 2 : 0;
   _tile_stream_loadd(2, left + left_lower, kTileBytes);
-  if constexpr (kAll) {
-    MAINBOARD_MULTIPLY_BOTH(0, right.lower);
-  }
-  MAINBOARD_MULTIPLY_BOTH(kDone, 0);
+  MAINBOARD_MULTIPLY_BOTH(0, right.lower);
+  MAINBOARD_MULTIPLY_BOTH(2, 0);
   _tile_stream_loadd(2, left, kTileBytes);
-  MAINBOARD_MULTIPLY_BOTH(kDone + 2, 0);
-  MAINBOARD_MULTIPLY_BOTH(kDone + 4, right.lower);
+  MAINBOARD_MULTIPLY_BOTH(4, 0);
+  MAINBOARD_MULTIPLY_BOTH(6, right.lower);
 #undef MAINBOARD_MULTIPLY_BOTH
 }
 

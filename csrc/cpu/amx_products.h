@@ -15,9 +15,7 @@ namespace mainboard::cpu::MAINBOARD_ISA {
 
 // Products of tiles for each product of operands.
 template <Operands kOperands>
-constexpr int kKeyProducts = kParts<kOperands> == 1 ? 1 : 4;
-template <Operands kOperands>
-constexpr int kValueProducts = kParts<kOperands> == 1 ? 1 : 3;
+constexpr int kProducts = kParts<kOperands> * kParts<kOperands>;
 
 // Blocks of one panel whose values are added together, each sum loaded and stored once for all.
 constexpr int kMostRun = 8;
@@ -72,8 +70,8 @@ MAINBOARD_INLINE void multiply_keys(const TileShape& shape, const TileStep& s, S
 #pragma GCC unroll 4
     for (int step = 0; step < steps; ++step, k += kTileWords, q += 2 * kTileWords) {
       if constexpr (kParts<kOperands> == 2) {
-        multiply_parts<true>(k, kKeyTiles * steps * kTileWords,
-                             {q, kTileWords, 2 * steps * kTileWords}, slice);
+        multiply_parts(k, kKeyTiles * steps * kTileWords, {q, kTileWords, 2 * steps * kTileWords},
+                       slice);
       } else {
         multiply_two<kOperands>(k, q, kTileWords, slice);
       }
@@ -93,7 +91,7 @@ MAINBOARD_INLINE void multiply_column(const TileShape& shape, const TileRun& run
   for (int block = 0; block < blocks; ++block) {
     const uint32_t *v = run.v[block] + column * kTileWords, *p = run.weights[block];
     if constexpr (kParts<kOperands> == 2) {
-      multiply_parts<false>(v, shape.columns * kTileWords, {p, kTileWords, 2 * kTileWords}, slice);
+      multiply_parts(v, shape.columns * kTileWords, {p, kTileWords, 2 * kTileWords}, slice);
     } else {
       multiply_two<kOperands>(v, p, kTileWords, slice);
     }

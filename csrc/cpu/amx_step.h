@@ -30,8 +30,8 @@ struct Slices {
   MAINBOARD_INLINE Slices(const TileShape& shape, const ScoreFactors& f, const TileStep& now,
                           const TileStep& next)
       : soft(f, now), peak(f, next) {
-    const int value_products = kValueProducts<kOperands> * shape.columns * 2;
-    const int products = kKeyProducts<kOperands> * shape.steps * 4 + value_products;
+    const int value_products = kProducts<kOperands> * shape.columns * 2;
+    const int products = kProducts<kOperands> * shape.steps * 4 + value_products;
     pairs_each = (kTileKeys + products - 1) / products;
     rows_each = (kTileKeys + value_products - 1) / value_products;
   }

@@ -32,7 +32,8 @@ from mainboard.testing.attention_cases import AttentionCase, check_case, draw_ca
 assert library.libraries()[0].active == {isa!r}, library.libraries()[0]
 """
 DRAWN = """
-for seed in range(0, 240):
+# 1207: float16 with few keys to a query, whose error nothing averages out.
+for seed in (*range(0, 240), 1207):
     check_case(draw_case(seed))
 """
 LONG = """
