@@ -160,7 +160,8 @@ def test_samples_are_taken_in_turn() -> None:
     calls = [lambda: order.append("a"), lambda: order.append("b")]
     samples = timing.interleaved(calls, timing.clock_for("cpu"), 5.0, most=3)
     assert order == ["b", "a", "a", "b", "b", "a"]
-    assert [(len(each.seconds), each.disturbed) for each in samples] == [(3, 0), (3, 0)]
+    assert samples == [timing.Samples(each.seconds) for each in samples]
+    assert [len(each.seconds) for each in samples] == [3, 3]
     once = timing.interleaved(calls, lambda call: 1.0, 0.0)
     assert [each.seconds for each in once] == [[1.0], [1.0]]
     order.clear()
@@ -171,17 +172,17 @@ def test_samples_are_taken_in_turn() -> None:
 def test_disturbed_samples_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample counts where the witnesses before and after it took about as long as they can.
 
-    Where hardly one does, all count.
+    Where hardly one does, all count, and it says so.
     """
     witnessed = iter([1.0, 1.1, 2.0, 1.0, 1.0, 1.2, 1.0, 1.05])
     monkeypatch.setattr(timing, "_host_clock", lambda call: next(witnessed))
     took = iter([10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0])
     (calm,) = timing.interleaved([print], lambda call: next(took), 60.0, most=7, witness=print)
-    assert (calm.seconds, calm.disturbed) == ([10.0, 13.0, 16.0], 4)
+    assert calm == timing.Samples([10.0, 13.0, 16.0], left_out=4)
     slow = iter([1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr(timing, "_host_clock", lambda call: next(slow))
     (all_of_them,) = timing.interleaved([print], lambda call: 5.0, 60.0, most=3, witness=print)
-    assert (all_of_them.seconds, all_of_them.disturbed) == ([5.0] * 3, 0)
+    assert all_of_them == timing.Samples([5.0] * 3, disturbed=True)
 
 
 def test_it_measures_draws_and_writes(mainboard: Callable[..., Any], tmp_path: Path) -> None:

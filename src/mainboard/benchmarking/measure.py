@@ -32,13 +32,26 @@ _LEAST_WITNESSED_S = 3e-4
 
 @dataclass(frozen=True)
 class Result:
-    """One row, measured: seconds, medians of so many samples; disturbed ones are not among them."""
+    """One row, measured.
+
+    Args:
+        row: which.
+        served_by: the kernels that it ran on.
+        seconds: the median of ours.
+        samples: how many of ours count.
+        left_out: how many do not (`Samples`).
+        disturbed: whether all of ours or of a peer's count for want of undisturbed ones.
+        peers: the medians of torch's ways.
+        error: relative to the reference, where it was checked.
+        failure: why there is none of this.
+    """
 
     row: Row
     served_by: str = ""
     seconds: float = 0.0
     samples: int = 0
-    disturbed: int = 0
+    left_out: int = 0
+    disturbed: bool = False
     peers: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     failure: str | None = None
@@ -75,6 +88,7 @@ class Result:
             found |= {
                 "ms": self.seconds * 1e3,
                 "samples": self.samples,
+                "left_out": self.left_out,
                 "disturbed": self.disturbed,
                 "peers_ms": {name: value * 1e3 for name, value in self.peers.items()},
                 "peer_over_ours": peer and peer[1] / self.seconds,
@@ -155,7 +169,10 @@ def _measured(row: Row, device: str, limits: Limits, clock: Clock, seconds: floa
     witness = _witness() if device == "cpu" and bound >= _LEAST_WITNESSED_S else None
     mine, *others = interleaved([calls.ours, *peers.values()], clock, seconds, witness=witness)
     medians = {name: other.median for name, other in zip(peers, others, strict=True)}
-    return Result(row, served, mine.median, len(mine.seconds), mine.disturbed, medians, error)
+    disturbed = any(each.disturbed for each in (mine, *others))
+    return Result(
+        row, served, mine.median, len(mine.seconds), mine.left_out, disturbed, medians, error
+    )
 
 
 def measure(

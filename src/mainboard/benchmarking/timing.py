@@ -28,11 +28,13 @@ class Samples:
 
     Args:
         seconds: of the samples that count.
-        disturbed: how many do not.
+        left_out: how many do not, because something else was using the machine.
+        disturbed: whether nearly all would have been left out, so that all count.
     """
 
     seconds: list[float]
-    disturbed: int = 0
+    left_out: int = 0
+    disturbed: bool = False
 
     @property
     def median(self) -> float:
@@ -44,7 +46,7 @@ def _counted(taken: list[tuple[float, float]], least: float) -> Samples:
     """Those of pairs of a sample and its witness that nothing disturbed; all, if that is too few."""
     calm = [seconds for seconds, witnessed in taken if witnessed <= _DISTURBED * least]
     if len(calm) < _FEWEST_COUNTED:
-        return Samples([seconds for seconds, _ in taken])
+        return Samples([seconds for seconds, _ in taken], disturbed=len(calm) < len(taken))
     return Samples(calm, len(taken) - len(calm))
 
 

@@ -178,9 +178,9 @@ def show(report: dict[str, Any], screen: Screen) -> None:
         screen.heading("Medians, taken in turn with torch's")
         header = ("row", "served by", "ms", "torch ms", "torch / ours", "rate", "of its limit", "")
         screen.table(header, [_cells(row) for row in report["rows"]])
-        if disturbed := sum(row.get("disturbed", 0) for row in report["rows"]):
-            taken = disturbed + sum(row.get("samples", 0) for row in report["rows"])
-            screen.line(f"{disturbed} of {taken} samples do not count: the machine was disturbed")
+        if left_out := sum(row.get("left_out", 0) for row in report["rows"]):
+            taken = left_out + sum(row.get("samples", 0) for row in report["rows"])
+            screen.line(f"{left_out} of {taken} samples do not count: the machine was disturbed")
         screen.line(f"{report['spent_s']:.0f} s in all")
     if failure := report["failure"]:
         screen.line(Mark(f"To measure failed: {failure['type']}: {failure['message']}", "bad"))
@@ -210,6 +210,8 @@ def _cells(row: dict[str, Any]) -> tuple[str | Mark, ...]:
     ratio, remark = row["peer_over_ours"], Mark("")
     if not row["agrees"]:
         remark = Mark(f"WRONG: relative error {row['relative_error']:.1e}", "bad")
+    elif row["disturbed"]:
+        remark = Mark("disturbed throughout", "warn")
     elif row["warm"]:
         remark = Mark("from the processor's caches", "dim")
     return (
