@@ -26,13 +26,15 @@ constexpr int row_steps(int64_t dim) {
 // A step of a row of bfloat16 in that order.
 template <class T>
 inline __m512i load_step(const char* row, int step, int64_t dim) {
-  __m128i eight[kEights];
-  for (int i = 0; i < kEights; ++i) {
+  const auto eight = [&](int i) {
     const int d = element_of<T>(step, i);
-    eight[i] = d < dim ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * d))
-                       : _mm_setzero_si128();
-  }
-  return _mm512_loadu_si512(eight);
+    return d < dim ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * d))
+                   : _mm_setzero_si128();
+  };
+  __m512i x = _mm512_castsi128_si512(eight(0));
+  x = _mm512_inserti32x4(x, eight(1), 1);
+  x = _mm512_inserti32x4(x, eight(2), 2);
+  return _mm512_inserti32x4(x, eight(3), 3);
 }
 
 // The rows of one key head in tiles: the first 16 in tiles of 16, what is left in smaller ones,

@@ -145,8 +145,8 @@ class FewRows {
       LaneRows& lanes = lanes_[head][set];
       lanes.all_first = 0;
       lanes.all_last = kUnbounded;
-      for (int i = 0; i < kTile; ++i) {
-        const int in_set = i % width < rows ? i % width : rows - 1, row = set * kTile + in_set;
+      for (int i = 0; i < width; ++i) {
+        const int row = set * kTile + (i < rows ? i : rows - 1);
         const int64_t token = w.query_begin + row / a_.group, q = w.first_head + row % a_.group;
         const int64_t at = token + w.sequence.keys - w.sequence.queries;
         const Span span = visible(a_, w, at);
@@ -157,6 +157,13 @@ class FewRows {
         slope[i] = a_.alibi_slopes == nullptr ? 0.0f : a_.alibi_slopes[q] * kLog2e;
         if (span.first > lanes.all_first) lanes.all_first = span.first;
         if (span.last < lanes.all_last) lanes.all_last = span.last;
+      }
+      for (int i = width; i < kTile; ++i) {
+        query[i] = query[i - width];
+        first[i] = first[i - width];
+        last[i] = last[i - width];
+        position[i] = position[i - width];
+        slope[i] = slope[i - width];
       }
       lanes.peak = set1(kLowest);
       lanes.sum = zero();
