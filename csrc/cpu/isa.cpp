@@ -123,7 +123,7 @@ static void join(const Attention& a, const Join& j) {
   const int64_t rows = (w.query_end - w.query_begin) * a.group, dim = a.value_dim;
   const int64_t step = rows * (dim + 1);
   float weight[kMostParts];
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = j.row_begin; row < j.row_end; ++row) {
     const float* first = w.partial + row * (dim + 1);
     const int64_t head = w.first_head + row % a.group;
     const int64_t index = w.sequence.query_begin + w.query_begin + row / a.group;

@@ -71,6 +71,7 @@ struct WorkItem {
   int64_t shared_begin, shared_end;  // chunks of the sequence's keys that it shares with others,
   int64_t first_shared;              // and which of Attention's the first of them is
   int64_t turn;                      // when it comes, of the items bound by arithmetic
+  int64_t most_keys;  // that it may have, or 0 where its cost decides; while planning
 };
 
 // The part of an item that one of its key heads has.
@@ -83,11 +84,12 @@ inline WorkItem one_head(const Attention& a, const WorkItem& w, int64_t i) {
   return one;
 }
 
-// The partial results of one block of queries, to be joined.
+// The partial results of some rows of a block of queries, to be joined.
 constexpr int64_t kMostParts = 256;
 struct Join {
   WorkItem first;  // parts lie one behind another from first.partial
   int64_t parts;   // at most kMostParts
+  int64_t row_begin, row_end;
 };
 
 struct Kernels {

@@ -1,6 +1,7 @@
 #include "csrc/cpu/schedule.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -16,6 +17,8 @@ constexpr int64_t kShortWork = 16384;   // keys that a thread reads before a sec
 constexpr int64_t kFewestReaders = 3;   // of a key that is packed once for all
 constexpr int64_t kMostShared = 16 << 20;  // words of packed keys and values: 64 MiB
 constexpr int64_t kItemsPerTurn = 4;       // and thread
+constexpr int64_t kFewestRows = 96;        // of a block that is one of several
+constexpr int64_t kRowsPerJoin = 128;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -40,27 +43,110 @@ void narrow_keys(const Attention& a, WorkItem* w) {
   w->key_end = std::max(w->key_begin, last + 1);
 }
 
-void add_blocks(const Attention& a, const Sequence& s, int64_t block_rows, Plan* plan) {
+// How the queries of a sequence become blocks and, where that is not enough, their keys ranges.
+struct Cut {
+  int64_t tokens;      // of a block
+  int64_t ranges = 0;  // of keys; 0 where an item's cost decides
+  int64_t keys = 0;    // of a range, at most
+  double item = 0.0;   // the dearest one's cost, and what the cut costs beyond the work itself,
+  double extra = 0.0;  // in keys times rows
+};
+
+WorkItem block_of(const Attention& a, const Sequence& s, int64_t begin, int64_t tokens) {
+  WorkItem w{};
+  w.sequence = s;
+  w.query_begin = begin;
+  w.query_end = std::min(s.queries, begin + tokens);
+  narrow_keys(a, &w);
+  return w;
+}
+
+int64_t keys_of(const WorkItem& w) { return w.key_end - w.key_begin; }
+
+// Roughly what a sequence costs, in keys times rows.
+double sequence_cost(const Attention& a, const Sequence& s) {
+  if (s.queries == 0) return 0.0;
+  const int64_t first = keys_of(block_of(a, s, 0, 1));
+  const int64_t last = keys_of(block_of(a, s, s.queries - 1, 1));
+  return static_cast<double>(a.heads * s.queries) * static_cast<double>(first + last) / 2.0;
+}
+
+// Smaller blocks pack their keys more often, which takes half as long again as reading them. Ranges
+// of keys leave rows to be joined, each of which takes as long as reading six keys. And threads
+// wait for the last item: `waiting` says for how many of the dearest all of them together.
+Cut weigh_cut(const Attention& a, const Sequence& s, int64_t tokens, int64_t ranges,
+              double waiting) {
+  const double packing = 1.5 * static_cast<double>(a.rows_per_read);
+  const double joining = 6.0 * static_cast<double>(a.rows_per_read);
+  const int64_t heads = a.heads / a.group, blocks = divide_up(s.queries, tokens);
+  const auto keys_of_block = [&](int64_t i) {
+    return keys_of(block_of(a, s, std::max<int64_t>(0, i) * tokens, tokens));
+  };
+  // The last block sees most, unless it is short and the window too.
+  const int64_t most = std::max(keys_of_block(blocks - 1), keys_of_block(blocks - 2));
+  const int64_t mean = (keys_of_block(0) + most) / 2;
+  Cut cut{tokens, ranges, divide_up(divide_up(most, ranges), kKeyGrain) * kKeyGrain};
+  const auto keys = static_cast<double>(cut.keys);
+  const auto rows = static_cast<double>(std::min(s.queries, tokens) * a.group);
+  const int64_t joined = ranges == 1 ? 0 : divide_up(mean, cut.keys) * s.queries * a.group;
+  cut.item = rows * keys;
+  cut.extra = packing * static_cast<double>(heads * blocks * mean) +
+              joining * static_cast<double>(heads * joined) + waiting * (rows + packing) * keys;
+  return cut;
+}
+
+// The cut that costs least. Threads wait for half of the dearest item, which this sequence
+// answers for as far as it is part of the `total`; where an item is a small part of a thread's
+// work, smaller ones win nothing.
+Cut cheapest_cut(const Attention& a, const Sequence& s, int64_t block_rows, int64_t threads,
+                 double total) {
+  const double waiting = 0.5 * static_cast<double>(threads) * sequence_cost(a, s) / total;
+  const double enough = total / static_cast<double>(threads * kItemsPerThread);
   const int64_t most = block_rows / a.group;
-  const int64_t blocks = divide_up(s.queries, most);
+  Cut best{most};
+  best.extra = std::numeric_limits<double>::infinity();
+  for (int64_t tokens = most; tokens == most || tokens * a.group >= kFewestRows; tokens /= 2) {
+    for (int64_t ranges = 1;; ranges *= 2) {
+      const Cut cut = weigh_cut(a, s, tokens, ranges, waiting);
+      if (cut.extra < best.extra) best = cut;
+      if (ranges == 1 && cut.item <= enough) return best;
+      if (cut.item <= enough || 2 * ranges == kMostParts || cut.keys < 2 * kFewestKeys) break;
+    }
+  }
+  return best;
+}
+
+void add_blocks(const Attention& a, const Sequence& s, const Cut& cut, Plan* plan) {
+  const int64_t blocks = divide_up(s.queries, cut.tokens);
   const int64_t together = key_heads_together(a, s.queries);
   const bool reads = s.queries * a.group <= a.rows_per_read;
   for (int64_t head = 0; head < a.heads; head += together * a.group) {
     Readers readers{static_cast<int64_t>(plan->items.size()), 0, 0};
     for (int64_t block = 0; block < blocks; ++block) {
-      WorkItem w{};
-      w.sequence = s;
+      WorkItem w = block_of(a, s, block * cut.tokens, cut.tokens);
       w.kv_head = head * a.kv_heads / a.heads;
       w.first_head = head;
       w.kv_heads = std::min(together, a.kv_heads - w.kv_head);
-      w.query_begin = block * most;
-      w.query_end = std::min(s.queries, (block + 1) * most);
-      narrow_keys(a, &w);
+      w.most_keys = cut.ranges == 1 ? kUnbounded : cut.keys;
       plan->items.push_back(w);
       readers.dearest = std::max(readers.dearest, work_cost(a, w));
     }
     readers.end = static_cast<int64_t>(plan->items.size());
     if (!reads) plan->readers.push_back(readers);
+  }
+}
+
+// Cuts all sequences into blocks. Those of few queries are cut later, by key heads first.
+void add_sequences(const Attention& a, int64_t block_rows, int64_t threads, bool deterministic,
+                   Plan* plan) {
+  const auto is_cut = [&](const Sequence& s) {
+    return !deterministic && s.queries * a.group > std::max(a.rows_per_read, kRowsReadTogether);
+  };
+  double total = 0.0;
+  for (const Sequence& s : plan->sequences) total += is_cut(s) ? sequence_cost(a, s) : 0.0;
+  for (const Sequence& s : plan->sequences) {
+    const Cut whole{block_rows / a.group};
+    add_blocks(a, s, is_cut(s) ? cheapest_cut(a, s, block_rows, threads, total) : whole, plan);
   }
 }
 
@@ -162,7 +248,8 @@ int64_t part_floats(const Attention& a, const WorkItem& w) {
 
 // Keys per part so that no item costs more than `budget`; the whole range when it is cheap enough.
 int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, bool deterministic) {
-  const int64_t keys = w.key_end - w.key_begin;
+  const int64_t keys = keys_of(w);
+  if (w.most_keys != 0) return w.most_keys;
   int64_t part = kFixedKeys;
   if (!deterministic) {
     if (work_cost(a, w) <= budget) return keys;
@@ -200,16 +287,19 @@ void split_keys(const Attention& a, int64_t threads, bool deterministic, Plan* p
   for (size_t i = 0; i < whole; ++i) {
     const WorkItem w = plan->items[i];
     const int64_t part = keys_per_part(a, w, budget, deterministic);
-    const int64_t parts = part == 0 ? 1 : divide_up(w.key_end - w.key_begin, part);
+    const int64_t parts = part == 0 ? 1 : divide_up(keys_of(w), part);
     if (parts <= 1) continue;
     // Of one key head the parts lie one behind another.
     const int64_t step = parts * part_floats(a, w);
     // An offset for now: the memory may still move.
     auto offset = [&](int64_t at) { return reinterpret_cast<float*>((at + 1) * sizeof(float)); };
+    const int64_t rows = (w.query_end - w.query_begin) * a.group;
     for (int64_t h = 0; h < w.kv_heads; ++h) {
-      Join join{one_head(a, w, h), parts};
-      join.first.partial = offset(floats + h * step);
-      plan->joins.push_back(join);
+      WorkItem first = one_head(a, w, h);
+      first.partial = offset(floats + h * step);
+      for (int64_t row = 0; row < rows; row += kRowsPerJoin) {
+        plan->joins.push_back({first, parts, row, std::min(rows, row + kRowsPerJoin)});
+      }
     }
     for (int64_t p = 0; p < parts; ++p) {
       WorkItem piece = w;
@@ -337,9 +427,9 @@ void make_plan(const Attention& a, const Batch& batch, int64_t block_rows, int64
   plan->items.clear();
   plan->joins.clear();
   plan->readers.clear();
-  for (int64_t i = 0; i < batch.size; ++i) {
-    add_blocks(a, read_sequence(batch, i), block_rows, plan);
-  }
+  plan->sequences.clear();
+  for (int64_t i = 0; i < batch.size; ++i) plan->sequences.push_back(read_sequence(batch, i));
+  add_sequences(a, block_rows, threads, deterministic, plan);
   share_chunks(a.shared, plan);
   take_turns(threads, plan);
   split_keys(a, threads, deterministic, plan);

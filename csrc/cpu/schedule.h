@@ -36,6 +36,7 @@ struct Plan {
   std::unique_ptr<float[]> partial;
   int64_t partial_room = 0;
   std::vector<uint8_t> chunk_states;  // of the chunks that items share, for Attention's
+  std::vector<Sequence> sequences;    // while planning
   std::vector<Readers> readers;       // while planning
   std::vector<WorkItem> unordered;    // while planning
 };

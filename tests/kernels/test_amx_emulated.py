@@ -53,6 +53,10 @@ for options in (
 # Blocks of queries that share packed keys: all of one key head, so that threads meet at a chunk.
 for last, options in ((900, {{}}), (2000, {{"window": (1000, -1)}}), (900, {{"page_size": 32}})):
     check_case(AttentionCase((90, 400), (500, last), heads=8, kv_heads=1, **shape, **options))
+# Smaller blocks for more threads, and ranges of keys whose rows are joined in pieces.
+torch.set_num_threads(16)
+check_case(AttentionCase((90, 400), (500, 900), heads=8, kv_heads=1, **shape))
+check_case(AttentionCase((50,), (3000,), heads=8, kv_heads=1, **shape))
 check_case(AttentionCase((300,), (300,), page_size=16, **shape))
 check_case(AttentionCase((20,), (9000,), heads=4, kv_heads=1, **shape))
 check_case(AttentionCase((70,), (300,), head_dim=192, value_dim=80, dtype=shape["dtype"]))

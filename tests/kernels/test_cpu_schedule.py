@@ -84,12 +84,31 @@ def test_threads_end_together(
     """The busiest thread has at most a fifth more than the mean, and nothing is done twice.
 
     Where half of the threads saturate the memory, all of it takes an eighth more than it must: what
-    is bound by memory and what is bound by arithmetic go on side by side.
+    is bound by memory and what is bound by arithmetic go on side by side. On tiles it is a third for
+    as many threads as key heads: smaller items would pack their keys more often than that is worth.
     """
     found = shares(program, BATCHES[name], threads, kernels)
     assert found.uncovered == 0
-    assert found.worst_over_mean < 1.2, found
-    assert found.time_over_least < 1.125, found
+    coarse = kernels is TILES and threads >= 8
+    assert found.worst_over_mean < (1.3 if coarse else 1.2), found
+    assert found.time_over_least < (4 / 3 if coarse else 1.125), found
+
+
+@pytest.mark.parametrize(("threads", "items"), [(2, 16), (8, 32), (16, 64), (64, 128)])
+def test_many_threads_cut_queries_before_keys(program: Path, threads: int, items: int) -> None:
+    """A short prompt becomes smaller blocks of queries, of which nothing has to be joined.
+
+    A short chunk of a long sequence has ranges of keys instead: its blocks are small already.
+    """
+    prompt = shares(program, [(512, 512)], threads, TILES)
+    assert (prompt.items, prompt.joins, prompt.uncovered) == (items, 0, 0)
+    assert prompt.worst_over_mean < 1.05
+    chunk = shares(program, [(128, 8320)], threads, TILES)
+    assert (chunk.joins > 0, chunk.uncovered) == (threads > 2, 0)
+    assert chunk.worst_over_mean < 1.1
+    # Its last block is short, so that it sees fewer keys than the others.
+    window = shares(program, [(8200, 8200)], threads, TILES, left=1023)
+    assert (window.joins, window.uncovered) == (0, 0)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -113,11 +132,14 @@ def test_items_share_keys_that_are_read_often(program: Path, threads: int) -> No
     """Every chunk of a key head that three items read on average, up to 64 MiB in all."""
     found = shares(program, [(2048, 2048)], threads, TILES)
     assert (found.chunks, found.items_alone) == (8 * 4, 0)
-    # 64 queries over as many keys as before are read once; 512 over 4,096 twice.
-    for batch in ([(64, 2048)], [(512, 4096)], [(1, 4096)] * 15):
+    # 64 queries over as many keys as before are read once; 512 over 4,096 twice, or by more and
+    # smaller blocks for more threads.
+    for batch in ([(64, 2048)], [(1, 4096)] * 15):
         alone = shares(program, batch, threads, TILES)
         assert (alone.chunks, alone.items_alone) == (0, alone.items)
-    mixed = shares(program, [(2048, 2048), (512, 4096), (1024, 2100)], threads, TILES)
+    chunk = shares(program, [(512, 4096)], threads, TILES)
+    assert chunk.chunks == (8 * 8 if threads >= 8 else 0)
+    mixed = shares(program, [(2048, 2048), (512, 4096), (1024, 2100)], min(threads, 3), TILES)
     assert mixed.chunks == 8 * (4 + 5)
     long = shares(program, [(32768, 32768)], threads, TILES)
     assert long.chunks == (64 << 20) // (512 * 512)

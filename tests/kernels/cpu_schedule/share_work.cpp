@@ -4,10 +4,10 @@
 // as reading, keys of a chunk that items may share, keys seen before a query, sequences, then each
 // sequence's queries and keys. One answer a line: items, joins, the work of the busiest thread over
 // the mean when each thread takes the next item as soon as it is free, the time over the least
-// possible one where half of the threads saturate the memory, the work that no item covers or that
-// two cover, the allocations of planning the same batch again, the chunks that items share, how
-// many of those are not one key head's alone, the items that share none, and the most key heads
-// under way at once.
+// possible one where half of the threads saturate the memory, the queries of a key head some of
+// whose keys no item covers or two cover, and items that reach too far, the allocations of planning
+// the same batch again, the chunks that items share, how many of those are not one key head's
+// alone, the items that share none, and the most key heads under way at once.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -103,6 +103,40 @@ static size_t most_heads_under_way(const Plan& plan) {
   return most;
 }
 
+// The queries of a key head whose keys are not covered once each, and the items that reach beyond
+// what their queries see. What a query sees must be within the ranges of the items that have it,
+// which lie one behind another.
+static size_t count_uncovered(const Attention& a, const Batch& batch, const Plan& plan) {
+  std::map<std::pair<int64_t, int64_t>, std::vector<std::pair<int64_t, int64_t>>> ranges;
+  size_t wrong = 0;
+  for (const WorkItem& w : plan.items) {
+    const int64_t shift = w.sequence.keys - w.sequence.queries;
+    const int64_t first = std::max<int64_t>(0, w.query_begin + shift - a.left) / 64 * 64;
+    wrong += w.key_begin < first || w.key_end > w.query_end + shift ? 1 : 0;
+    for (int64_t t = w.query_begin; t < w.query_end; ++t) {
+      for (int64_t head = w.kv_head; head < w.kv_head + w.kv_heads; ++head) {
+        ranges[{w.sequence.query_begin + t, head}].push_back({w.key_begin, w.key_end});
+      }
+    }
+  }
+  for (int64_t i = 0; i < batch.size; ++i) {
+    const Sequence s = read_sequence(batch, i);
+    for (int64_t t = 0; t < s.queries; ++t) {
+      const int64_t position = t + s.keys - s.queries;
+      const int64_t first = std::max<int64_t>(0, position - a.left);
+      for (int64_t head = 0; head < a.kv_heads; ++head) {
+        auto& mine = ranges[{s.query_begin + t, head}];
+        std::sort(mine.begin(), mine.end());
+        bool covered =
+            !mine.empty() && mine.front().first <= first && mine.back().second > position;
+        for (size_t r = 1; r < mine.size(); ++r) covered &= mine[r - 1].second == mine[r].first;
+        wrong += covered ? 0 : 1;
+      }
+    }
+  }
+  return wrong;
+}
+
 int main() {
   int64_t threads, heads, kv_heads, block_rows, rows_per_read, chunk_keys, left, size;
   while (std::cin >> threads >> heads >> kv_heads >> block_rows >> rows_per_read >> chunk_keys >>
@@ -137,34 +171,19 @@ int main() {
     const long again = allocations - before;
 
     std::vector<double> busy(threads, 0.0);
-    double total = 0.0, wrong = 0.0;
+    double total = 0.0;
     for (const WorkItem& w : plan.items) {
       const auto work = static_cast<double>(work_cost(a, w));
       *std::min_element(busy.begin(), busy.end()) += work;
       total += work;
     }
-    // Pairs of a row and a key, counted once per item, against what the batch has.
-    for (const WorkItem& w : plan.items) {
-      wrong += static_cast<double>((w.query_end - w.query_begin) * a.group * w.kv_heads) *
-               static_cast<double>(w.key_end - w.key_begin);
-    }
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t queries = cu_queries[i + 1] - cu_queries[i], keys = cu_keys[i + 1] - cu_keys[i];
-      const int64_t most = block_rows / a.group;
-      for (int64_t q = 0; q < queries; q += most) {
-        const int64_t end = std::min(queries, q + most);
-        const int64_t seen = std::max<int64_t>(0, std::min(keys, end + keys - queries));
-        const int64_t first = std::max<int64_t>(0, q + keys - queries - left) / 64 * 64;
-        wrong -= static_cast<double>((end - q) * heads) * static_cast<double>(seen - first);
-      }
-    }
     const double mean = total / static_cast<double>(threads);
     const double worst = *std::max_element(busy.begin(), busy.end());
     const double readers = static_cast<double>(std::max<int64_t>(1, threads / 2));
     const Sharing sharing = look_at_sharing(plan);
-    std::printf("%zu %zu %.6f %.6f %.0f %ld %zu %zu %zu %zu\n", plan.items.size(),
-                plan.joins.size(), total == 0.0 ? 1.0 : worst / mean,
-                time_over_least(a, plan.items, threads, readers), wrong, again, sharing.chunks,
-                sharing.confused, sharing.alone, most_heads_under_way(plan));
+    std::printf("%zu %zu %.6f %.6f %zu %ld %zu %zu %zu %zu\n", plan.items.size(), plan.joins.size(),
+                total == 0.0 ? 1.0 : worst / mean, time_over_least(a, plan.items, threads, readers),
+                count_uncovered(a, batch, plan), again, sharing.chunks, sharing.confused,
+                sharing.alone, most_heads_under_way(plan));
   }
 }
