@@ -222,7 +222,8 @@ inline bool soften(Panel& p, int n, float scale, float* scores, Vec* keep) {
       }
       store(column + i / Format::kPack * kPanel, Format::pack(e));
     }
-    keep[v] = exp2(before - reference);
+    // One where it is one: what it is off by would be repeated with every block.
+    keep[v] = select_le(top, enough, set1(1.0f), exp2(before - reference));
     store(p.peak + v * kLanes, peak);
     store(p.sum + v * kLanes, fma(load(p.sum + v * kLanes), keep[v], sum));
   }

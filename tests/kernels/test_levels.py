@@ -31,6 +31,18 @@ from mainboard.testing.attention_cases import check_case, draw_case
 for seed in range({first}, {last}):
     check_case(draw_case(seed))
 """
+LONG = """
+import torch
+from mainboard.kernels import attention
+from mainboard.testing.attention_cases import AttentionCase
+torch.set_num_threads(1)  # which takes all keys in one range
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    case = AttentionCase((33,), (60000,), heads=2, kv_heads=1, dtype=dtype)
+    given = case.inputs()
+    _, lse = attention(given.q, given.k, given.v, return_lse=True, **given.options)
+    error = (lse.double() - case.expected(given)[1]).abs().max().item()
+    assert error <= 3e-6, (dtype, error)
+"""
 STATUS = "import json; from mainboard import kernels; print(json.dumps(kernels.status()))"
 CALL = """
 from mainboard.kernels import attention
@@ -105,6 +117,16 @@ def test_calls_run_on_the_forced_kernels(isa: str, tmp_path: Path) -> None:
     assert ran["bfloat16"] == [isa]
     allowed = {isa, "amx", "avx512_bf16", "avx512_vbmi"} if isa.startswith("amx") else {isa}
     assert {*ran["float16"], *ran["float32"]} <= allowed
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("isa", ["amx", "avx512_bf16", "avx512", "avx2", "neon", "baseline"])
+def test_sums_of_many_keys_do_not_drift(isa: str, tmp_path: Path) -> None:
+    """What is kept of a sum from one block to the next is all of it, unless its reference moves."""
+    if isa not in usable():
+        pytest.skip(f"{isa} is not compiled in or does not run on this processor: {usable()}")
+    done = run(LONG, tmp_path, MAINBOARD_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.multiprocess
