@@ -38,7 +38,9 @@ def recorded() -> dict[tuple[str, str], tuple[str, int, int, int]]:
 def test_default_tiles_spill_nothing(architecture: str) -> None:
     """Every kernel compiles for the architecture, and all its values stay in registers.
 
-    With the Triton that the table was made with, it takes what the table says.
+    With the Triton that the table was made with, it takes what the table says: its tile and its
+    memory exactly, and registers to a few, of which the same ptxas was seen to choose 252 on one
+    machine and 255 on another.
     """
     import triton
 
@@ -51,8 +53,11 @@ def test_default_tiles_spill_nothing(architecture: str) -> None:
         assert found.spilled == 0, found
         assert 0 < found.registers <= 512, found
         assert 0 <= found.shared <= SHARED[architecture], found
-        takes = found.tile, found.registers, found.shared, found.spilled
-        assert not same or takes == published[architecture, case]
+        if not same:
+            continue
+        tile, registers, shared, spilled = published[architecture, case]
+        assert (found.tile, found.shared, found.spilled) == (tile, shared, spilled), found
+        assert abs(found.registers - registers) <= 4, (found, registers)
 
 
 def test_recorded_table_has_every_kernel_as_it_is_and_no_spill() -> None:
