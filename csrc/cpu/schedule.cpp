@@ -30,6 +30,8 @@ std::string at(const char* name, int64_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
+int64_t keys_of(const WorkItem& w) { return w.key_end - w.key_begin; }
+
 int64_t cost_per_key(const Attention& a, const WorkItem& w) {
   return w.kv_heads * std::max(a.rows_per_read, (w.query_end - w.query_begin) * a.group);
 }
@@ -61,8 +63,6 @@ WorkItem block_of(const Attention& a, const Sequence& s, int64_t begin, int64_t 
   return w;
 }
 
-int64_t keys_of(const WorkItem& w) { return w.key_end - w.key_begin; }
-
 // Roughly what a sequence costs, in keys times rows.
 double sequence_cost(const Attention& a, const Sequence& s) {
   if (s.queries == 0) return 0.0;
@@ -72,8 +72,8 @@ double sequence_cost(const Attention& a, const Sequence& s) {
 }
 
 // Smaller blocks pack their keys more often, which takes half as long again as reading them. Ranges
-// of keys leave rows to be joined, each of which takes as long as reading six keys. And threads
-// wait for the last item: `waiting` says for how many of the dearest all of them together.
+// of keys leave rows to be joined, each of which takes as long as reading six keys. And all threads
+// together wait for as long as `waiting` of the dearest items take.
 Cut weigh_cut(const Attention& a, const Sequence& s, int64_t tokens, int64_t ranges,
               double waiting) {
   const double packing = 1.5 * static_cast<double>(a.rows_per_read);
@@ -95,8 +95,8 @@ Cut weigh_cut(const Attention& a, const Sequence& s, int64_t tokens, int64_t ran
   return cut;
 }
 
-// The cut that costs least. Threads wait for half of the dearest item, which this sequence
-// answers for as far as it is part of the `total`; where an item is a small part of a thread's
+// The cut that costs least. Each thread waits for half of the dearest item, which this sequence
+// answers for as far as it is part of the `total`. Where an item is a small part of a thread's
 // work, smaller ones win nothing.
 Cut cheapest_cut(const Attention& a, const Sequence& s, int64_t block_rows, int64_t threads,
                  double total) {
@@ -142,7 +142,7 @@ void add_sequences(const Attention& a, int64_t block_rows, int64_t threads, bool
   const auto is_cut = [&](const Sequence& s) {
     return !deterministic && s.queries * a.group > std::max(a.rows_per_read, kRowsReadTogether);
   };
-  double total = 0.0;
+  double total = 1.0;  // above zero, whatever there is
   for (const Sequence& s : plan->sequences) total += is_cut(s) ? sequence_cost(a, s) : 0.0;
   for (const Sequence& s : plan->sequences) {
     const Cut whole{block_rows / a.group};
@@ -155,7 +155,7 @@ void add_sequences(const Attention& a, int64_t block_rows, int64_t threads, bool
 void split_heads(const Attention& a, int64_t budget, int64_t fewest_keys, size_t index,
                  std::vector<WorkItem>* items) {
   const WorkItem w = (*items)[index];
-  const int64_t keys = w.key_end - w.key_begin;
+  const int64_t keys = keys_of(w);
   const int64_t left = keys <= kShortKeys ? keys : std::min(keys, fewest_keys);
   const int64_t pieces = std::min(w.kv_heads, divide_up(cost_per_key(a, w) * left, budget));
   if (pieces <= 1) return;
@@ -186,7 +186,7 @@ ChunkRange chunks_to_share(const SharedChunks& sizes, const WorkItem* begin, con
   for (const WorkItem* w = begin; w != end; ++w) {
     first = std::min(first, w->key_begin);
     last = std::max(last, w->key_end);
-    read += w->key_end - w->key_begin;
+    read += keys_of(*w);
   }
   if (read < kFewestReaders * (last - first)) return {0, 0};
   return {first / sizes.keys, divide_up(last, sizes.keys)};
@@ -264,7 +264,7 @@ int64_t keys_per_part(const Attention& a, const WorkItem& w, int64_t budget, boo
 // thread's waiting for another until the sequence is long.
 bool shares_heads(int64_t threads, const std::vector<WorkItem>& items) {
   if (items.size() != 1 || items[0].kv_heads % threads != 0) return false;
-  return items[0].kv_heads / threads * (items[0].key_end - items[0].key_begin) <= kShortWork;
+  return items[0].kv_heads / threads * keys_of(items[0]) <= kShortWork;
 }
 
 // What an item may cost: a fraction of a thread's share, so that the last thread ends with the
@@ -370,7 +370,7 @@ bool is_bound_by_memory(const Attention& a, const WorkItem& w) {
 }
 
 int64_t work_cost(const Attention& a, const WorkItem& w) {
-  return cost_per_key(a, w) * (w.key_end - w.key_begin) + 1;
+  return cost_per_key(a, w) * keys_of(w) + 1;
 }
 
 Sequence read_sequence(const Batch& b, int64_t i) {
