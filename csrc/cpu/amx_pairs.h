@@ -2,7 +2,7 @@
 // of its significand in the higher one, the other 3 in the lower.
 //
 // All four products of parts are needed: the error of a sum is not relative to the sum, and lower
-// times lower can be 2^-16 of what is summed.
+// times lower can be 2^-15 of what is summed.
 #pragma once
 
 #include <type_traits>

@@ -50,8 +50,8 @@ struct Cut {
   int64_t tokens;      // of a block
   int64_t ranges = 0;  // of keys; 0 where an item's cost decides
   int64_t keys = 0;    // of a range, at most
-  double item = 0.0;   // the dearest one's cost, and what the cut costs beyond the work itself,
-  double extra = 0.0;  // in keys times rows
+  double item = 0.0;   // cost of the dearest, in keys times rows
+  double extra = 0.0;  // cost of cutting so, beyond the work itself
 };
 
 WorkItem block_of(const Attention& a, const Sequence& s, int64_t begin, int64_t tokens) {

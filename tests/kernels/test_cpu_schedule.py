@@ -29,6 +29,9 @@ BATCHES = {
     "a chunk of a long sequence": [(512, 65536)],
     "uneven prefills": [(300, 300), (700, 700), (1500, 1500), (2500, 2500)],
 }
+# On tiles and for as many threads as key heads, smaller items would pack their keys more often than
+# threads that end together are worth. The busiest over the mean, and the time over the least.
+COARSE = {"a prefill among decodes": (1.3, 4 / 3), "a chunk of a long sequence": (1.2, 1.15)}
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,15 @@ def test_threads_end_together(
     """The busiest thread has at most a fifth more than the mean, and nothing is done twice.
 
     Where half of the threads saturate the memory, all of it takes an eighth more than it must: what
-    is bound by memory and what is bound by arithmetic go on side by side. On tiles it is a third for
-    as many threads as key heads: smaller items would pack their keys more often than that is worth.
+    is bound by memory and what is bound by arithmetic go on side by side. `COARSE` names what is less
+    even.
     """
     found = shares(program, BATCHES[name], threads, kernels)
     assert found.uncovered == 0
-    coarse = kernels is TILES and threads >= 8
-    assert found.worst_over_mean < (1.3 if coarse else 1.2), found
-    assert found.time_over_least < (4 / 3 if coarse else 1.125), found
+    coarse = COARSE if kernels is TILES and threads >= 8 else {}
+    worst, time = coarse.get(name, (1.2, 1.125))
+    assert found.worst_over_mean < worst, found
+    assert found.time_over_least < time, found
 
 
 @pytest.mark.parametrize(("threads", "items"), [(2, 16), (8, 32), (16, 64), (64, 128)])
@@ -139,8 +143,8 @@ def test_items_share_keys_that_are_read_often(program: Path, threads: int) -> No
         assert (alone.chunks, alone.items_alone) == (0, alone.items)
     chunk = shares(program, [(512, 4096)], threads, TILES)
     assert chunk.chunks == (8 * 8 if threads >= 8 else 0)
-    mixed = shares(program, [(2048, 2048), (512, 4096), (1024, 2100)], min(threads, 3), TILES)
-    assert mixed.chunks == 8 * (4 + 5)
+    mixed = shares(program, [(2048, 2048), (512, 4096), (1024, 2100)], threads, TILES)
+    assert mixed.chunks == 8 * (4 + 5 + (8 if threads >= 48 else 0))
     long = shares(program, [(32768, 32768)], threads, TILES)
     assert long.chunks == (64 << 20) // (512 * 512)
     # Of a window only what it shows: from key 96,000 - 4,096 on, in 13 chunks.

@@ -34,13 +34,17 @@ def recorded() -> dict[tuple[str, str], tuple[str, int, int, int]]:
     }
 
 
+def handed_out(architecture: str, registers: int) -> int:
+    """What a thread gets for so many registers: NVIDIA's devices hand them out by eights."""
+    return -(-registers // 8) * 8 if architecture.startswith("sm_") else registers
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_default_tiles_spill_nothing(architecture: str) -> None:
     """Every kernel compiles for the architecture, and all its values stay in registers.
 
-    With the Triton that the table was made with, it takes what the table says: its tile and its
-    memory exactly, and registers to a few, of which the same ptxas was seen to choose 252 on one
-    machine and 255 on another.
+    With the Triton that the table was made with, it takes what the table says. The registers are
+    those that it is handed out: the same versions chose 252 on one machine and 255 on another.
     """
     import triton
 
@@ -53,11 +57,10 @@ def test_default_tiles_spill_nothing(architecture: str) -> None:
         assert found.spilled == 0, found
         assert 0 < found.registers <= 512, found
         assert 0 <= found.shared <= SHARED[architecture], found
-        if not same:
-            continue
-        tile, registers, shared, spilled = published[architecture, case]
-        assert (found.tile, found.shared, found.spilled) == (tile, shared, spilled), found
-        assert abs(found.registers - registers) <= 4, (found, registers)
+        tile, registers, *memory = published[architecture, case]
+        recorded_takes = tile, handed_out(architecture, registers), *memory
+        takes = found.tile, handed_out(architecture, found.registers), found.shared, found.spilled
+        assert not same or takes == recorded_takes, found
 
 
 def test_recorded_table_has_every_kernel_as_it_is_and_no_spill() -> None:
